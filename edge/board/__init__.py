@@ -1,0 +1,1 @@
+"""The machine: cores, memory, sensors, and what they allow."""

@@ -1,0 +1,230 @@
+"""The command line: `edge COMMAND`. Options in, results out; the one place where errors become exit codes.
+
+Exit 0 done, 1 failed, 2 misused, 130 interrupted. Heavy imports happen inside commands, so `edge --help` is instant.
+"""
+
+import importlib
+import os
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edge import __version__
+from edge.config import N_CTX_TOKENS, EngineSettings, Sampling
+from edge.errors import EdgeError
+
+if TYPE_CHECKING:
+    from edge.chat import Conversation
+    from edge.model.gguf import ModelInfo
+
+ELSEWHERE = {"convert": "convert.cli", "bench": "benchmarks.cli"}  # commands that live in their own package
+
+
+class EdgeGroup(click.Group):
+    """Finds commands of other packages when they are called, and turns every known error into one sentence."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if module := ELSEWHERE.get(cmd_name):
+            command: click.Command = getattr(importlib.import_module(module), cmd_name)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except EdgeError as error:
+            raise click.ClickException(str(error)) from error
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            ctx.exit(130)
+        except BrokenPipeError:  # `edge … | head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+
+
+@click.group(cls=EdgeGroup, context_settings={"auto_envvar_prefix": "EDGE", "help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edge")
+def cli() -> None:
+    """Run GGUF language models on small machines: convert, chat, measure.
+
+    \b
+    edge run "What is 347 + 85?"          ask the bundled demo model
+    edge convert ./DeepSeek-R1-Distill-Qwen-1.5B -t Q4_K_M
+    edge chat DeepSeek-R1-Distill-Qwen-1.5B-Q4_K_M.gguf
+    edge bench *.gguf
+    """
+
+
+def reply_options(command: Callable[..., None]) -> Callable[..., None]:
+    """The options of every command that makes replies."""
+    defaults = Sampling()
+    options = [
+        click.option("--system", metavar="TEXT", help="System prompt."),
+        click.option(
+            "--max-tokens", type=click.IntRange(1), metavar="N", help="At most N tokens, thought and answer together."
+        ),
+        click.option(
+            "--temp", type=click.FloatRange(0, 5), metavar="T", help=f"0 is greedy.  [{defaults.temperature}]"
+        ),
+        click.option("--top-k", type=click.IntRange(0, 1000), metavar="K", help=f"0 turns it off.  [{defaults.top_k}]"),
+        click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), metavar="P", help=f"[{defaults.top_p}]"),
+        click.option("--min-p", type=click.FloatRange(0, 1, max_open=True), metavar="P", help=f"[{defaults.min_p}]"),
+        click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="Same seed, same reply."),
+        click.option("--think/--no-think", default=True, help="Show the thought, or only the answer."),
+        click.option(
+            "--ctx", type=click.IntRange(64, 1 << 20), metavar="N", default=N_CTX_TOKENS, show_default=True,
+            help="Tokens the context holds: prompt, thought and answer.",
+        ),
+        click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="[one per fast core]"),
+    ]  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@cli.command()
+@click.argument("words", nargs=-1, metavar="[MODEL] PROMPT")
+@reply_options
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document: thought, answer, counts, rates.")
+def run(words: tuple[str, ...], *, as_json: bool, think: bool, **options: Any) -> None:
+    """Ask one question.
+
+    \b
+    edge run "What is 347 + 85?"                     the bundled demo model
+    edge run model.gguf "Why is the sky blue?"
+    git diff | edge run model.gguf "Review this."    a pipe is added to the prompt
+    edge run "What is 7 - 12?" --json | jq -r .answer
+    """
+    model, prompt = split_words(words, read_pipe())
+    from edge import terminal
+    from edge.engine.client import Engine
+
+    info, conversation = prepare(model, **options)
+    with terminal.loading(info.path.name) as progress:
+        engine = Engine(engine_settings(info, n_slots=1, **options), on_loading=progress)
+        engine.start()
+    with engine:
+        if as_json:
+            click.echo(terminal.reply_json(conversation, engine, prompt))
+        else:
+            terminal.reply(conversation, engine, prompt, show_thought=think)
+
+
+@cli.command()
+@click.argument("model", required=False)
+@reply_options
+def chat(model: str | None, *, think: bool, **options: Any) -> None:
+    """Talk, in several turns. No MODEL means the bundled demo.
+
+    \b
+    edge chat
+    edge chat model.gguf --system "You are a math tutor."
+    """
+    from edge import terminal
+    from edge.engine.client import Engine
+
+    info, conversation = prepare(model, **options)
+    with terminal.loading(info.path.name) as progress:
+        engine = Engine(engine_settings(info, n_slots=1, **options), on_loading=progress)
+        engine.start()
+    with engine:
+        terminal.chat(conversation, engine, show_thought=think)
+
+
+@cli.command()
+@click.argument("model", required=False)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document with every key and tensor.")
+def inspect(model: str | None, *, as_json: bool) -> None:
+    """Show what a GGUF file says of itself. Reads its header only.
+
+    \b
+    edge inspect model.gguf
+    edge inspect model.gguf --json | jq .tensors
+    """
+    import json
+
+    from edge.model.gguf import read_model_info
+    from edge.model.inspect import describe, to_json
+
+    info = read_model_info(model_path(model))
+    if as_json:
+        click.echo(json.dumps(to_json(info), ensure_ascii=False, indent=1))
+        return
+    facts = describe(info)
+    width = max(len(name) for name, _ in facts)
+    for name, value in facts:
+        click.echo(f"{name:<{width}}  {value}")
+
+
+def model_path(model: str | None) -> Path:
+    """The file a MODEL argument names; none means the demo."""
+    if model is not None:
+        return Path(model)
+    from edge.demo import demo_model
+
+    return demo_model()
+
+
+def prepare(
+    model: str | None, *, system: str | None, max_tokens: int | None, **options: Any
+) -> "tuple[ModelInfo, Conversation]":
+    """Read the model's header and set up a conversation with its template and sampling."""
+    from edge.chat import Conversation, chat_template
+    from edge.model.gguf import read_model_info
+
+    info = read_model_info(model_path(model))
+    asked = {name: options[name] for name in ("top_k", "top_p", "min_p", "seed")}
+    sampling = Sampling().updated(info.sampling).updated({**asked, "temperature": options["temp"]})
+    return info, Conversation(chat_template(info), sampling, system, max_tokens)
+
+
+def engine_settings(info: "ModelInfo", *, ctx: int, threads: int | None, n_slots: int, **_: Any) -> EngineSettings:
+    return EngineSettings(str(info.path), n_ctx_tokens=ctx, n_threads=threads, n_slots=n_slots)
+
+
+def split_words(words: tuple[str, ...], piped: str) -> tuple[str | None, str]:
+    """MODEL and PROMPT out of the words typed and the text piped in. A lone *.gguf is the model of a piped prompt."""
+    model, prompt = None, ""
+    match words:
+        case ():
+            pass
+        case (word,) if piped and word.endswith(".gguf"):
+            model = word
+        case (word,):
+            prompt = word
+        case (first, second):
+            model, prompt = first, second
+        case _:
+            raise click.UsageError("put the prompt in quotes: edge run MODEL 'PROMPT'")
+    prompt = "\n\n".join(part for part in (prompt.strip(), piped.strip()) if part)
+    if not prompt:
+        raise click.UsageError("no PROMPT; try: edge run 'What is 347 + 85?'")
+    if model is None and prompt.endswith(".gguf"):
+        raise click.UsageError(f"no PROMPT; try: edge run {prompt} 'Who are you?'")
+    return model, prompt
+
+
+def read_pipe() -> str:
+    """The text piped or redirected into this command; a terminal or /dev/null gives none."""
+    try:
+        mode = os.fstat(0).st_mode
+    except OSError:  # stdin is closed
+        return ""
+    if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
+        return ""
+    return sys.stdin.buffer.read().decode("utf-8", "replace").replace("\0", "")
+
+
+def main() -> None:
+    cli(prog_name="edge")
+
+
+if __name__ == "__main__":
+    main()

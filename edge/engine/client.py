@@ -1,0 +1,330 @@
+"""The front's handle on the engine process: start, generate, cancel, and bring it back when it dies.
+
+Never loads libllama: that library ends its process on many inputs, so it lives in a child (edge.engine.worker) that is
+exec'd, never forked. Death is the closed socket, silence counts as death. `EngineClient` is for asyncio; `Engine` wraps
+it for a program that waits, such as the command line.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeVar
+
+from edge.config import EngineSettings
+from edge.engine import protocol
+from edge.engine.protocol import AnswerNow, Cancel, Close, Done, Event, Failed, Generate, Load, Loading, Phase, Ready
+from edge.errors import EdgeError, EngineDiedError, EngineDownError, PoisonedRequestError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+LINE_LIMIT_BYTES = 16 << 20
+BACKOFF_S = (0.0, 0.5, 2.0, 8.0)  # before the n-th restart in a row
+MAX_DEATHS, DEATHS_WINDOW_S = 5, 120.0
+QUARANTINE_DEATHS, QUARANTINE_S = 2, 600.0
+STDERR_LINES = 20
+
+State = Literal["loading", "ok", "restarting", "down", "closed"]
+
+
+@dataclass
+class _Pending:
+    """A request the engine has, or will get when it is back."""
+
+    request: Generate
+    events: asyncio.Queue[Event | EdgeError] = field(default_factory=asyncio.Queue)
+    phase: Literal["sent", "arrived", "waiting", "running"] = "sent"
+
+
+class EngineClient:
+    """One engine process and the requests given to it. Use from one event loop."""
+
+    def __init__(self, settings: EngineSettings, on_loading: Callable[[float], None] | None = None) -> None:
+        self.settings = settings
+        self.state: State = "loading"
+        self.ready: Ready | None = None
+        self.n_deaths = 0
+        self.last_death: str | None = None
+        self._on_loading = on_loading
+        self._pending: dict[str, _Pending] = {}
+        self._deaths_s: deque[float] = deque(maxlen=MAX_DEATHS)
+        self._blame: dict[str, list[float]] = {}  # request fingerprint -> times of the deaths it was active at
+        self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
+        self._process: asyncio.subprocess.Process | None = None
+        self._writer: asyncio.StreamWriter | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._is_up = asyncio.Event()
+        self._load_error: EdgeError | None = None
+
+    @property
+    def _is_closed(self) -> bool:
+        return self.state == "closed"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the engine, while there is one."""
+        return self._process.pid if self._process else None
+
+    async def start(self) -> Ready:
+        """Start the engine and wait until the model is loaded. Raises what loading raised."""
+        self._supervisor = asyncio.create_task(self._supervise())
+        await self._is_up.wait()
+        if self.ready is None:
+            raise self._load_error or EngineDownError(self.last_death or "it did not start")
+        return self.ready
+
+    async def generate(self, request: Generate) -> AsyncIterator[Event]:
+        """Progress, Text … and Done. Closing the iterator early cancels the request. Raises EdgeError."""
+        self._refuse(request)
+        pending = _Pending(request)
+        assert request.id not in self._pending, "request ids are unique"
+        self._pending[request.id] = pending
+        self._send(request)
+        try:
+            while True:
+                event = await pending.events.get()
+                if isinstance(event, EdgeError):
+                    raise event
+                yield event
+                if isinstance(event, Done):
+                    return
+        finally:
+            if self._pending.pop(request.id, None) is not None:
+                self.cancel(request.id)
+
+    def cancel(self, request_id: str) -> None:
+        """End a request; its stream ends with finish_reason "cancelled"."""
+        self._send(Cancel(request_id))
+
+    def answer_now(self, request_id: str) -> None:
+        """End the thought of a request; its answer begins."""
+        self._send(AnswerNow(request_id))
+
+    async def close(self) -> None:
+        """Stop the engine; requests still running are dropped."""
+        self.state = "closed"
+        self._send(Close())
+        if self._process is not None:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._process.wait(), timeout=2)
+            self._kill()
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._supervisor
+
+    # ---- requests
+
+    def _refuse(self, request: Generate) -> None:
+        """Raise for a request that would never be answered."""
+        if self.state in ("down", "closed"):
+            raise EngineDownError(self.last_death or "it was stopped")
+        now = time.monotonic()
+        deaths = [at for at in self._blame.get(_fingerprint(request), []) if now - at < QUARANTINE_S]
+        if len(deaths) >= QUARANTINE_DEATHS:
+            raise PoisonedRequestError(len(deaths))
+
+    def _send(self, message: protocol.Request) -> None:
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(protocol.encode(message))
+
+    def _dispatch(self, event: Event) -> None:
+        match event:
+            case Loading(share):
+                if self._on_loading:
+                    self._on_loading(share)
+            case Ready():
+                self.ready, self.state = event, "ok"
+                logger.info("engine ready after %.2f s with %d threads", event.load_time_s, event.n_threads)
+                for waiting in self._pending.values():
+                    self._send(waiting.request)
+                self._is_up.set()
+            case Failed(id=""):
+                self._load_error = event.exception()
+            case Phase(request_id, phase):
+                if request_id in self._pending:
+                    self._pending[request_id].phase = phase
+            case Failed(request_id):
+                if pending := self._pending.pop(request_id, None):
+                    pending.events.put_nowait(event.exception())
+            case Done(id=request_id):
+                if pending := self._pending.pop(request_id, None):
+                    pending.events.put_nowait(event)
+            case protocol.Text(id=request_id) | protocol.Progress(id=request_id):
+                if request_id in self._pending:
+                    self._pending[request_id].events.put_nowait(event)
+
+    # ---- the process
+
+    async def _supervise(self) -> None:
+        """Run the engine, again and again, until it is closed, cannot load, or dies too often."""
+        while not self._is_closed:
+            reason = await self._run_once()
+            if self._is_closed:
+                return
+            if self._load_error is not None:  # the file is at fault, not the process
+                self._go_down(str(self._load_error))
+                return
+            now = time.monotonic()
+            self.n_deaths += 1
+            self.last_death = reason
+            self._deaths_s.append(now)
+            logger.error("engine died: %s", reason)
+            self._bury(reason, now)
+            recent = [at for at in self._deaths_s if now - at < DEATHS_WINDOW_S]
+            if len(recent) >= MAX_DEATHS:
+                self._go_down(reason)
+                return
+            self.state = "restarting"
+            await asyncio.sleep(BACKOFF_S[min(len(recent), len(BACKOFF_S)) - 1])
+
+    async def _run_once(self) -> str:
+        """One life of the engine process; returns why it ended, in words."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "edge.engine.worker", str(theirs.fileno())),
+                pass_fds=[theirs.fileno()],
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+                start_new_session=True,  # Ctrl-C in the terminal is for the front alone
+            )
+        reader, self._writer = await asyncio.open_connection(sock=ours, limit=LINE_LIMIT_BYTES)
+        self._stderr.clear()
+        errors = asyncio.create_task(self._read_stderr())
+        self._send(Load(self.settings))
+        hung = await self._read_events(reader)
+        self._writer.close()
+        self._writer = None
+        if hung:
+            self._kill()
+        code = await self._process.wait()
+        await errors
+        return hung or self._cause(code)
+
+    async def _read_events(self, reader: asyncio.StreamReader) -> str | None:
+        """Dispatch until the socket closes (None) or the engine falls silent (why)."""
+        timeout_s = self.settings.hang_timeout_s
+        while True:
+            try:
+                line = await asyncio.wait_for(reader.readline(), timeout_s)
+            except asyncio.TimeoutError:
+                return f"it did not answer for {timeout_s:.0f} s"
+            except ConnectionError:
+                return None
+            if not line.endswith(b"\n"):
+                return None
+            self._dispatch(protocol.decode(line))
+
+    async def _read_stderr(self) -> None:
+        assert self._process is not None
+        assert self._process.stderr is not None
+        async for line in self._process.stderr:
+            self._stderr.append(line.decode("utf-8", "replace").rstrip())
+
+    def _cause(self, code: int) -> str:
+        """Why a process that returned code ended, in words."""
+        if code < 0:
+            with contextlib.suppress(ValueError):
+                name = signal.Signals(-code).name
+                return {"SIGKILL": "SIGKILL, perhaps out of memory", "SIGABRT": self._last_words("SIGABRT")}.get(
+                    name, name
+                )
+        return self._last_words(f"exit code {code}")
+
+    def _last_words(self, otherwise: str) -> str:
+        words = next((line for line in reversed(self._stderr) if line.strip()), "")
+        return f"{otherwise}: {words[:200]}" if words else otherwise
+
+    def _bury(self, reason: str, now: float) -> None:
+        """Fail what was active when the engine died; what only waited is sent again when it is back."""
+        for request_id, pending in list(self._pending.items()):
+            if pending.phase in ("arrived", "running"):
+                self._blame.setdefault(_fingerprint(pending.request), []).append(now)
+                del self._pending[request_id]
+                pending.events.put_nowait(EngineDiedError(reason))
+            else:
+                pending.phase = "sent"
+
+    def _go_down(self, reason: str) -> None:
+        self.state, self.ready, self.last_death = "down", None, reason
+        for pending in self._pending.values():
+            pending.events.put_nowait(EngineDownError(reason))
+        self._pending.clear()
+        self._is_up.set()
+
+    def _kill(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _fingerprint(request: Generate) -> str:
+    return hashlib.sha256(protocol.encode(replace(request, id=""))).hexdigest()
+
+
+class Engine:
+    """EngineClient for a program that waits: the event loop runs in a thread of its own."""
+
+    def __init__(self, settings: EngineSettings, on_loading: Callable[[float], None] | None = None) -> None:
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, daemon=True).start()
+        self._client = EngineClient(settings, on_loading)
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    @property
+    def pid(self) -> int | None:
+        return self._client.pid
+
+    def start(self) -> Ready:
+        return self._call(self._client.start())
+
+    def generate(self, request: Generate) -> Iterator[Event]:
+        """As EngineClient.generate. To stop early, call cancel (from a signal handler, say) and read on to Done."""
+        inbox: queue.SimpleQueue[Event | BaseException | None] = queue.SimpleQueue()
+
+        async def pump() -> None:
+            try:
+                async for event in self._client.generate(request):
+                    inbox.put(event)
+                inbox.put(None)
+            except BaseException as error:  # noqa: BLE001 - raised again in the caller's thread
+                inbox.put(error)
+
+        asyncio.run_coroutine_threadsafe(pump(), self._loop)
+        while (event := inbox.get()) is not None:
+            if isinstance(event, BaseException):
+                raise event
+            yield event
+
+    def cancel(self, request_id: str) -> None:
+        self._loop.call_soon_threadsafe(self._client.cancel, request_id)
+
+    def answer_now(self, request_id: str) -> None:
+        self._loop.call_soon_threadsafe(self._client.answer_now, request_id)
+
+    def close(self) -> None:
+        self._call(self._client.close())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()

@@ -1,0 +1,270 @@
+"""The door to llama.cpp: one loaded model, one context, tokens in, tokens out. The only file in edge/ that imports it.
+
+Knows nothing of requests, chat roles or processes. Everything here may abort the process it runs in (libllama ends on
+many inputs that look harmless), so only the engine process and a measuring child import it. What a caller may pass is
+checked here once: token ids, positions and batch widths that libllama would abort on are assertions.
+"""
+
+import ctypes
+import os
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import llama_cpp.llama_cpp as lib
+
+from edge.config import Sampling
+from edge.errors import EngineError, ModelFileError
+
+NO_ROOM: Final = 1  # llama_decode: no room in the KV cache, nothing was changed
+MAX_SEQUENCES: Final = 64  # libllama aborts at 256
+
+_log: list[str] = []  # the library's last complaints, for the text of an error
+
+
+def _keep_log(level: int, text: bytes, _data: object) -> None:
+    if level in (2, 3) and text:  # warning, error
+        _log.append(text.decode("utf-8", "replace").strip())
+        del _log[:-20]
+
+
+_log_callback = lib.llama_log_callback(_keep_log)  # kept: the library calls it for as long as the process lives
+lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
+
+
+def last_complaint() -> str:
+    """The library's last error line, without its function name."""
+    return _log[-1].rpartition(": ")[2] if _log else "no reason given"
+
+
+def open_ggml(name: str) -> ctypes.CDLL:
+    """One of the ggml libraries that libllama itself uses; the unversioned name would load a second copy."""
+    folder = Path(lib.__file__).parent / "lib"
+    file = f"lib{name}.0.dylib" if sys.platform == "darwin" else f"lib{name}.so.0"
+    return ctypes.CDLL(str(folder / file))
+
+
+def system_info() -> str:
+    """What the library was built with: CPU features and back ends."""
+    return str(lib.llama_print_system_info().decode())
+
+
+class Sampler:
+    """A chain of samplers in C. accept() is done by the library when it samples."""
+
+    def __init__(self, settings: Sampling, n_vocab: int, banned: Iterable[int] = ()) -> None:
+        chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        self._chain: Any = chain
+        if bias := list(banned):
+            array = (lib.llama_logit_bias * len(bias))()
+            for entry, token in zip(array, bias, strict=True):
+                entry.token, entry.bias = token, float("-inf")
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_logit_bias(n_vocab, len(bias), array))
+        if settings.temperature <= 0:
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_greedy())
+            return
+        if settings.top_k > 0:  # first: top_p alone would sort the whole vocabulary
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_k(settings.top_k))
+        if settings.top_p < 1:
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_p(settings.top_p, 1))
+        if settings.min_p > 0:
+            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_min_p(settings.min_p, 1))
+        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_temp(settings.temperature))
+        seed = int.from_bytes(os.urandom(4), "little") if settings.seed is None else settings.seed & 0xFFFFFFFF
+        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(seed))
+
+    def close(self) -> None:
+        if self._chain is not None:
+            lib.llama_sampler_free(self._chain)
+            self._chain = None
+
+
+class Batch:
+    """The arrays of one decode call, made once and filled again for every step."""
+
+    def __init__(self, n_tokens_max: int) -> None:
+        self.n_tokens_max = n_tokens_max
+        self.n_outputs = 0
+        self.raw = lib.llama_batch_init(n_tokens_max, 0, 1)
+        self.raw.n_tokens = 0
+
+    def clear(self) -> None:
+        self.raw.n_tokens = 0
+        self.n_outputs = 0
+
+    def __len__(self) -> int:
+        return int(self.raw.n_tokens)
+
+    @property
+    def n_free(self) -> int:
+        return self.n_tokens_max - len(self)
+
+    def add(self, token: int, position: int, sequence: int, *, output: bool) -> int:
+        """Add one token; returns its index in the batch, which is what `Llama.sample` takes."""
+        i = len(self)
+        assert i < self.n_tokens_max, "batch is full"
+        assert 0 <= sequence < MAX_SEQUENCES
+        raw = self.raw
+        raw.token[i] = token
+        raw.pos[i] = position
+        raw.n_seq_id[i] = 1
+        raw.seq_id[i][0] = sequence
+        raw.logits[i] = output
+        raw.n_tokens = i + 1
+        self.n_outputs += output
+        return i
+
+    def close(self) -> None:
+        if self.raw is not None:
+            lib.llama_batch_free(self.raw)
+            self.raw = None
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model is opened. See docs of EngineSettings for the choices."""
+
+    n_ctx_tokens: int
+    n_ubatch_tokens: int
+    n_sequences: int
+    n_outputs: int
+    n_threads: int
+
+
+class Llama:
+    """One model and one context. One thread owns it. Sequences share one KV pool of n_ctx_tokens."""
+
+    def __init__(self, path: Path, loading: Loading, progress: Callable[[float], None] | None = None) -> None:
+        """Load path. progress gets the share done, 0 … 1. Raises ModelFileError, EngineError."""
+        assert 1 <= loading.n_sequences <= MAX_SEQUENCES
+        assert 1 <= loading.n_threads <= 512
+        self._model: Any = None
+        self._context: Any = None
+        lib.llama_backend_init()
+        params = lib.llama_model_default_params()
+        # weights are repacked into a second buffer: with a memory map the model would be held twice
+        params.load_mode = lib.LLAMA_LOAD_MODE_NONE
+        callback = lib.llama_progress_callback(lambda share, _: _report(progress, share))
+        params.progress_callback = callback
+        self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
+        if not self._model:
+            raise ModelFileError(path, f"cannot be loaded ({last_complaint()})", "convert or fetch the model again")
+        self._vocab: Any = lib.llama_model_get_vocab(self._model)
+        self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
+        self.bos: int = lib.llama_vocab_bos(self._vocab)
+        self.adds_bos: bool = lib.llama_vocab_get_add_bos(self._vocab)
+        self._open_context(loading)
+        self._pieces: dict[int, bytes] = {}
+        self._buffer = ctypes.create_string_buffer(1024)
+
+    def _open_context(self, loading: Loading) -> None:
+        params = lib.llama_context_default_params()
+        params.n_ctx = loading.n_ctx_tokens
+        params.n_batch = params.n_ubatch = min(loading.n_ubatch_tokens, loading.n_ctx_tokens)
+        params.n_seq_max = loading.n_sequences
+        # the default reserves logits for a whole batch: 300 MB with a vocabulary of 152k
+        params.n_outputs_max = loading.n_outputs
+        params.n_threads = params.n_threads_batch = loading.n_threads
+        params.kv_unified = True
+        params.no_perf = True
+        self._context = lib.llama_init_from_model(self._model, params)
+        if not self._context:
+            complaint = last_complaint()
+            self.close()
+            raise EngineError(
+                f"no context of {loading.n_ctx_tokens} tokens could be made ({complaint})",
+                "try a smaller --ctx or free some memory",
+            )
+        self.n_ctx_tokens: int = lib.llama_n_ctx(self._context)
+        self.n_batch_tokens: int = lib.llama_n_batch(self._context)
+        self._memory: Any = lib.llama_get_memory(self._context)
+
+    # ---- vocabulary
+
+    def tokenize(self, text: str, *, control: bool) -> list[int]:
+        """Token ids of text. control: text such as <｜User｜> becomes its control token; without, it stays text."""
+        data = text.encode("utf-8", "replace")
+        n_max = len(data) + 8
+        tokens = (lib.llama_token * n_max)()
+        n = lib.llama_tokenize(self._vocab, data, len(data), tokens, n_max, False, control)
+        assert 0 <= n <= n_max, "a token stands for at least one byte"
+        return list(tokens[:n])
+
+    def piece(self, token: int) -> bytes:
+        """The bytes a token stands for; control tokens are spelled out."""
+        known = self._pieces.get(token)
+        if known is not None:
+            return known
+        assert 0 <= token < self.n_vocab, token  # libllama aborts on others
+        n = lib.llama_token_to_piece(self._vocab, token, self._buffer, len(self._buffer), 0, True)
+        if n < 0:
+            self._buffer = ctypes.create_string_buffer(-n)
+            n = lib.llama_token_to_piece(self._vocab, token, self._buffer, len(self._buffer), 0, True)
+        piece = self._pieces[token] = self._buffer.raw[:n]
+        return piece
+
+    def is_end(self, token: int) -> bool:
+        """True for every token that ends a reply (end of text, end of turn)."""
+        return bool(lib.llama_vocab_is_eog(self._vocab, token))
+
+    def end_tokens(self) -> list[int]:
+        return [token for token in range(self.n_vocab) if self.is_end(token)]
+
+    # ---- decoding
+
+    def new_batch(self) -> Batch:
+        return Batch(self.n_batch_tokens)
+
+    def new_sampler(self, settings: Sampling, banned: Iterable[int] = ()) -> Sampler:
+        return Sampler(settings, self.n_vocab, banned)
+
+    def decode(self, batch: Batch) -> int:
+        """0 done; NO_ROOM; < 0 failed: -1 invalid, -2 out of memory, -3 compute."""
+        assert 0 < len(batch) <= self.n_batch_tokens
+        return int(lib.llama_decode(self._context, batch.raw))
+
+    def sample(self, sampler: Sampler, index: int) -> int:
+        """The next token of the output at batch index; the sampler takes note of it."""
+        return int(lib.llama_sampler_sample(sampler._chain, self._context, index))
+
+    def wait(self) -> None:
+        """Return when every queued computation is done (a GPU works behind our back)."""
+        lib.llama_synchronize(self._context)
+
+    # ---- KV memory
+
+    def clear(self) -> None:
+        lib.llama_memory_clear(self._memory, False)
+
+    def remove(self, sequence: int, start: int = 0, end: int = -1) -> bool:
+        """Drop positions [start, end) of a sequence; end -1 is its end."""
+        return bool(lib.llama_memory_seq_rm(self._memory, sequence, start, end))
+
+    def copy(self, source: int, target: int, end: int) -> None:
+        """Let target share the first `end` positions of source; costs no memory in a shared pool."""
+        lib.llama_memory_seq_cp(self._memory, source, target, 0, end)
+
+    def close(self) -> None:
+        if self._context:
+            lib.llama_free(self._context)
+        if self._model:
+            lib.llama_model_free(self._model)
+        self._context = self._model = None
+
+
+def _report(progress: Callable[[float], None] | None, share: float) -> bool:
+    if progress is not None:
+        progress(share)
+    return True
+
+
+def on_abort(report: Callable[[str], None]) -> Any:
+    """Have ggml call report(reason) instead of printing a stack; the process ends after it. Keep what is returned."""
+    base = open_ggml("ggml-base")
+    callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(lambda text: report((text or b"").decode("utf-8", "replace")))
+    base.ggml_set_abort_callback.argtypes = [ctypes.c_void_p]
+    base.ggml_set_abort_callback.restype = ctypes.c_void_p
+    base.ggml_set_abort_callback(ctypes.cast(callback, ctypes.c_void_p))
+    return callback

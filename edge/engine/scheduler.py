@@ -1,0 +1,398 @@
+"""Continuous batching: requests join and leave between steps; each step is one decode of tokens of many of them.
+
+One thread owns a Scheduler and its Llama. Order of a step: admit, fill the batch (generated tokens first, then prompt
+chunks bounded by time), decode, sample, emit. Nobody's stream waits for somebody's prompt. Knows nothing of processes,
+sockets or chat roles; `FakeLlama` in the tests stands in for the model.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from edge.config import MIN_ANSWER_TOKENS, EngineSettings, Sampling
+from edge.engine.protocol import AnswerNow, Cancel, Done, Event, Failed, FinishReason, Generate, Phase, Progress, Text
+from edge.engine.reasoning import CLOSING, Reasoning, opens_thought
+from edge.errors import BusyError, ContextOverflowError, EdgeError, EngineError
+from edge.text import CharacterStream, StopMatcher
+
+NO_ROOM = 1  # decode code: the KV pool is full, nothing was changed
+MIN_CHUNK_TOKENS = 16  # smaller prompt chunks lose more than 10 % of the prefill rate
+
+
+class Door(Protocol):
+    """What the scheduler asks of a model; edge.engine.llama.Llama is the real one."""
+
+    n_vocab: int
+    n_ctx_tokens: int
+    n_batch_tokens: int
+
+    def tokenize(self, text: str, *, control: bool) -> list[int]: ...
+    def piece(self, token: int) -> bytes: ...
+    def is_end(self, token: int) -> bool: ...
+    def end_tokens(self) -> list[int]: ...
+    def new_batch(self) -> Any: ...
+    def new_sampler(self, settings: Sampling, banned: list[int]) -> Any: ...
+    def decode(self, batch: Any) -> int: ...
+    def sample(self, sampler: Any, index: int) -> int: ...
+    def remove(self, sequence: int, start: int = 0, end: int = -1) -> bool: ...
+    def copy(self, source: int, target: int, end: int) -> None: ...
+
+
+@dataclass
+class Slot:
+    """One KV sequence: the tokens it holds, and when it was last used."""
+
+    sequence: int
+    tokens: list[int] = field(default_factory=list)
+    last_used: int = 0  # number of the step
+
+
+@dataclass(eq=False)
+class Stream:
+    """One request on its way: `todo` is fed to the model, then it generates one token a step."""
+
+    request: Generate
+    arrived_s: float
+    todo: list[int]  # tokens not yet in the KV cache
+    reasoning: Reasoning
+    sampler: Any
+    n_prompt_tokens: int
+    slot: Slot | None = None
+    n_cached_tokens: int = 0
+    started_s: float = 0.0
+    first_token_s: float | None = None
+    last_token_s: float = 0.0
+    n_thought_tokens: int = 0
+    n_answer_tokens: int = 0
+    answers_now: bool = False
+    is_silent: bool = True  # no answer text was shown yet
+    n_parked: int = 0
+    fed: list[int] = field(default_factory=list)  # tokens in this step's batch
+    output_index: int = -1  # where in the batch its logits are, -1: nowhere
+    characters: CharacterStream = field(default_factory=CharacterStream)
+    stops: StopMatcher = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stops = StopMatcher(self.request.stops)
+
+    @property
+    def is_prompt(self) -> bool:
+        return self.first_token_s is None
+
+    @property
+    def n_output_tokens(self) -> int:
+        return self.n_thought_tokens + self.n_answer_tokens
+
+
+class Scheduler:
+    """Owns the model between load and close. Call `step` for as long as `has_work`."""
+
+    def __init__(self, llama: Door, settings: EngineSettings, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._llama = llama
+        self._settings = settings
+        self._clock = clock
+        self._batch = llama.new_batch()
+        self._end_tokens = llama.end_tokens()
+        self._slots = [Slot(i) for i in range(settings.n_slots)]
+        self._waiting: deque[Stream] = deque()
+        self._active: list[Stream] = []
+        self._parked: list[Stream] = []  # had to give their KV room away; back as soon as somebody leaves
+        self._outbox: list[Event] = []
+        self._n_steps = 0
+        # running estimate of this machine; at first as slow as the smallest chunk allows for
+        self._prefill_s_per_token = settings.step_time_s / MIN_CHUNK_TOKENS
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._waiting or self._active or self._parked or self._outbox)
+
+    # ---- requests
+
+    def submit(self, request: Generate) -> None:
+        """Queue a request; a request that can never run fails at once, as an event."""
+        try:
+            self._waiting.append(self._stream(request))
+            self._outbox.append(Phase(request.id, "waiting"))
+        except EdgeError as error:
+            self._outbox.append(Failed.of(request.id, error))
+
+    def _stream(self, request: Generate) -> Stream:
+        if len(self._waiting) >= self._settings.n_queue:
+            raise BusyError(n_waiting=len(self._waiting))
+        prompt = [
+            token for text, is_template in request.segments for token in self._llama.tokenize(text, control=is_template)
+        ]
+        n_ctx = self._llama.n_ctx_tokens
+        if not prompt:
+            raise EngineError("the prompt is empty", "type a question")
+        if len(prompt) >= n_ctx:
+            raise ContextOverflowError(len(prompt), n_ctx)
+        if not request.thinks:
+            phase: Literal["start", "thought", "answer"] = "answer"
+        else:
+            phase = "thought" if opens_thought("".join(text for text, _ in request.segments[-2:])) else "start"
+        return Stream(
+            request=request,
+            arrived_s=self._clock(),
+            todo=prompt,
+            reasoning=Reasoning(phase),
+            sampler=self._llama.new_sampler(request.sampling, self._end_tokens if request.ignore_end else []),
+            n_prompt_tokens=len(prompt),
+        )
+
+    def cancel(self, message: Cancel) -> None:
+        """End a request wherever it is; its slot is free at once."""
+        for stream in self._streams():
+            if stream.request.id == message.id:
+                self._finish(stream, "cancelled", flush=False)
+
+    def answer_now(self, message: AnswerNow) -> None:
+        """Close a running request's thought at the next step."""
+        for stream in self._streams():
+            if stream.request.id == message.id:
+                stream.answers_now = True
+
+    def _streams(self) -> list[Stream]:
+        return [*self._waiting, *self._parked, *self._active]
+
+    # ---- one step
+
+    def step(self) -> list[Event]:
+        """Move every admitted request on by one decode. Returns what happened, in order."""
+        self._n_steps += 1
+        if self._active:
+            self._fill()
+            started_s = self._clock()
+            code = self._llama.decode(self._batch)
+            if code == 0:
+                self._advance(self._clock() - started_s)
+            elif code == NO_ROOM:
+                self._make_room()
+            else:
+                self._fail_batch(code)
+        return self._drain()
+
+    def _drain(self) -> list[Event]:
+        events, self._outbox = self._outbox, []
+        return events
+
+    def admit(self) -> list[Event]:
+        """Give waiting requests a free slot, the one that already holds most of their beginning."""
+        while self._waiting and len(self._active) < len(self._slots):
+            stream = self._waiting.popleft()
+            free = [slot for slot in self._slots if all(other.slot is not slot for other in self._active)]
+            holders = {slot.sequence: _shared(slot.tokens, stream.todo) for slot in self._slots}
+            best = max(self._slots, key=lambda slot: holders[slot.sequence])
+            # the last prompt token is always decoded: its logits are needed
+            n_shared = min(holders[best.sequence], len(stream.todo) - 1)
+            # among the slots that share nothing worth keeping, the longest unused
+            slot = best if best in free else min(free, key=lambda slot: slot.last_used)
+            if slot is best:
+                self._llama.remove(slot.sequence, n_shared)
+            else:
+                self._llama.remove(slot.sequence)
+                if n_shared:
+                    self._llama.copy(best.sequence, slot.sequence, n_shared)
+            slot.tokens = stream.todo[:n_shared]
+            stream.todo = stream.todo[n_shared:]
+            stream.slot = slot
+            if stream.n_parked == 0:
+                stream.n_cached_tokens = n_shared
+                stream.started_s = self._clock()
+            self._active.append(stream)
+            self._outbox.append(Phase(stream.request.id, "running"))
+        return self._drain()
+
+    def _fill(self) -> None:
+        """First one token for every generating stream, then prompt chunks, shortest remaining prompt first."""
+        batch = self._batch
+        batch.clear()
+        for stream in self._active:
+            stream.fed, stream.output_index = [], -1
+        generating = [stream for stream in self._active if len(stream.todo) == 1 and not stream.is_prompt]
+        reading = sorted((s for s in self._active if s not in generating), key=lambda s: len(s.todo))
+        for stream in generating:
+            self._put(stream, 1)
+        for stream in reading:
+            n_free = batch.n_free
+            if generating:
+                allowed = int(self._settings.step_time_s / self._prefill_s_per_token)
+                n_free = min(n_free, max(MIN_CHUNK_TOKENS, allowed) - (len(batch) - len(generating)))
+            if n_free > 0:
+                self._put(stream, min(n_free, len(stream.todo)))
+
+    def _put(self, stream: Stream, n_tokens: int) -> None:
+        """Add the first n_tokens of todo; logits are wanted only behind its last token."""
+        slot = stream.slot
+        assert slot is not None
+        stream.fed, stream.todo = stream.todo[:n_tokens], stream.todo[n_tokens:]
+        index = -1
+        for i, token in enumerate(stream.fed, start=1):
+            wanted = i == n_tokens and not stream.todo
+            index = self._batch.add(token, len(slot.tokens), slot.sequence, output=wanted)
+            slot.tokens.append(token)
+        stream.output_index = -1 if stream.todo else index
+        slot.last_used = self._n_steps
+
+    def _advance(self, elapsed_s: float) -> None:
+        """After a good decode: sample where a prompt is complete, report progress where it is not."""
+        n_tokens = len(self._batch)
+        if n_tokens >= MIN_CHUNK_TOKENS:
+            self._prefill_s_per_token += 0.5 * (elapsed_s / n_tokens - self._prefill_s_per_token)
+        for stream in list(self._active):
+            if stream.output_index >= 0:
+                self._take(stream, self._llama.sample(stream.sampler, stream.output_index))
+            elif stream.is_prompt:
+                left_s = len(stream.todo) * self._prefill_s_per_token
+                n_done = stream.n_prompt_tokens - len(stream.todo)
+                self._outbox.append(Progress(stream.request.id, n_done, stream.n_prompt_tokens, left_s))
+
+    def _take(self, stream: Stream, token: int) -> None:
+        """One sampled token: show its text, decide how the stream goes on."""
+        reasoning = stream.reasoning
+        if self._llama.is_end(token) and reasoning.phase == "answer" and stream.n_thought_tokens and stream.is_silent:
+            token = self._sample_unended(stream)  # the answer is never empty
+        stream.last_token_s = self._clock()
+        if stream.first_token_s is None:
+            stream.first_token_s = stream.last_token_s
+        if self._llama.is_end(token):
+            if reasoning.phase == "thought":
+                self._close_thought(stream)
+            else:
+                self._finish(stream, "stop")
+            return
+        if reasoning.phase == "thought":
+            stream.n_thought_tokens += 1
+        else:
+            stream.n_answer_tokens += 1
+        if self._show(stream, stream.characters.feed(self._llama.piece(token))):
+            self._finish(stream, "stop", flush=False)
+            return
+        stream.todo = [token]
+        assert stream.slot is not None
+        limit = stream.request.max_tokens
+        if len(stream.slot.tokens) + 1 >= self._llama.n_ctx_tokens:
+            self._finish(stream, "length")
+        elif reasoning.phase == "thought":
+            if stream.answers_now or stream.n_thought_tokens >= self._thought_limit(stream):
+                self._close_thought(stream)
+        elif limit is not None and stream.n_output_tokens >= limit:
+            self._finish(stream, "length")
+
+    def _sample_unended(self, stream: Stream) -> int:
+        """Sample this step's output again with the end tokens banned."""
+        sampler = self._llama.new_sampler(stream.request.sampling, self._end_tokens)
+        token = self._llama.sample(sampler, stream.output_index)
+        sampler.close()
+        return token
+
+    def _thought_limit(self, stream: Stream) -> int:
+        """Thought tokens allowed: the request's own limit, and what leaves room for an answer."""
+        room = self._llama.n_ctx_tokens - stream.n_prompt_tokens
+        total = room if stream.request.max_tokens is None else min(room, stream.request.max_tokens)
+        limit = total - min(MIN_ANSWER_TOKENS, total // 2)
+        asked = stream.request.max_thought_tokens
+        return limit if asked is None else min(limit, asked)
+
+    def _close_thought(self, stream: Stream) -> None:
+        """Feed the closing tag behind what is still to be fed, and go on with the answer."""
+        stream.todo = stream.todo + self._llama.tokenize(CLOSING, control=True)
+        self._show(stream, stream.characters.finish() + CLOSING)
+
+    def _show(self, stream: Stream, text: str) -> bool:
+        """Emit what can be shown; True if a stop string ended the answer."""
+        for kind, piece in stream.reasoning.feed(text):
+            if kind == "answer":
+                piece, stop = stream.stops.feed(piece)
+                if piece:
+                    stream.is_silent = False
+                    self._outbox.append(Text(stream.request.id, kind, piece))
+                if stop is not None:
+                    return True
+            else:
+                self._outbox.append(Text(stream.request.id, kind, piece))
+        return False
+
+    # ---- endings
+
+    def _finish(self, stream: Stream, reason: FinishReason, *, flush: bool = True) -> None:
+        """Tell the end and free the slot; its tokens stay in the KV cache for whoever shares them.
+
+        flush: show what was held back, unless a stop string or the user ended the reply.
+        """
+        if flush and not self._show(stream, stream.characters.finish()):
+            held = [*stream.reasoning.finish(), ("answer", stream.stops.finish())]
+            self._outbox += [Text(stream.request.id, kind, piece) for kind, piece in held if piece]
+        first_s = stream.first_token_s
+        now = self._clock()
+        self._outbox.append(
+            Done(
+                id=stream.request.id,
+                finish_reason=reason,
+                n_prompt_tokens=stream.n_prompt_tokens,
+                n_cached_tokens=stream.n_cached_tokens,
+                n_thought_tokens=stream.n_thought_tokens,
+                n_answer_tokens=stream.n_answer_tokens,
+                queue_time_s=(stream.started_s or now) - stream.arrived_s,
+                prefill_time_s=(first_s or now) - stream.started_s if stream.started_s else 0.0,
+                decode_time_s=stream.last_token_s - first_s if first_s is not None else 0.0,
+            )
+        )
+        self._leave(stream)
+
+    def _leave(self, stream: Stream) -> None:
+        stream.sampler.close()
+        for place in (self._active, self._waiting, self._parked):
+            if stream in place:
+                place.remove(stream)
+        self._waiting.extendleft(self._parked)
+        self._parked.clear()
+
+    def _make_room(self) -> None:
+        """The KV pool is full: undo this step, then drop what nobody uses, else park the youngest stream."""
+        self._undo()
+        idle = [slot for slot in self._slots if slot.tokens and all(s.slot is not slot for s in self._active)]
+        if idle:
+            slot = min(idle, key=lambda slot: slot.last_used)
+            self._llama.remove(slot.sequence)
+            slot.tokens = []
+            return
+        youngest = max(self._active, key=lambda stream: stream.arrived_s)
+        if len(self._active) == 1:  # alone and still no room
+            self._finish(youngest, "length")
+            return
+        assert youngest.slot is not None
+        self._llama.remove(youngest.slot.sequence)
+        youngest.todo = youngest.slot.tokens + youngest.todo
+        youngest.slot.tokens = []
+        youngest.slot = None
+        youngest.n_parked += 1
+        self._active.remove(youngest)
+        self._parked.append(youngest)
+
+    def _undo(self) -> None:
+        """Take this step's tokens back out of the books; the library did not keep them."""
+        for stream in self._active:
+            assert stream.slot is not None
+            del stream.slot.tokens[len(stream.slot.tokens) - len(stream.fed) :]
+            stream.todo = stream.fed + stream.todo
+
+    def _fail_batch(self, code: int) -> None:
+        """A failed decode: only the requests in it are lost, and their sequences are emptied."""
+        for stream in [stream for stream in self._active if stream.fed]:
+            assert stream.slot is not None
+            self._llama.remove(stream.slot.sequence)
+            stream.slot.tokens = []
+            reason = {-2: "memory ran out while computing", -3: "the computation failed"}.get(code, f"code {code}")
+            self._outbox.append(Failed.of(stream.request.id, EngineError(reason, "try a shorter prompt")))
+            self._leave(stream)
+
+
+def _shared(held: list[int], wanted: list[int]) -> int:
+    """How many tokens two sequences share at their beginning."""
+    n = min(len(held), len(wanted))
+    if held[:n] == wanted[:n]:
+        return n
+    return next(i for i in range(n) if held[i] != wanted[i])

@@ -1,0 +1,127 @@
+"""Every error a user can meet. Facts are fields; the text is one sentence that ends in the next step.
+
+Raised where the fact is known, turned into an exit code (cli.py) or an HTTP status in one table only.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class EdgeError(Exception):
+    """The world is not as we need it. Our own mistakes are assertions, never this."""
+
+
+@dataclass(eq=False)
+class FileError(EdgeError):
+    """A file or folder that cannot be used: what is wrong with it, and what to do."""
+
+    path: Path
+    problem: str
+    remedy: str
+
+    def __post_init__(self) -> None:
+        self.path = Path(self.path)
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.problem}; {self.remedy}"
+
+
+class CheckpointError(FileError):
+    """A Hugging Face checkpoint that is missing something, lies, or is not one."""
+
+
+class ModelFileError(FileError):
+    """A GGUF file that cannot be trusted or loaded."""
+
+
+class OutputError(FileError):
+    """A place that cannot be written: it exists, is read-only, or has no room."""
+
+
+@dataclass(eq=False)
+class UnsupportedArchitectureError(EdgeError):
+    architecture: str
+    supported: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"architecture {self.architecture} is not supported; convert one of: {', '.join(self.supported)}"
+
+
+@dataclass(eq=False)
+class NoSpaceError(EdgeError):
+    path: Path
+    n_bytes_needed: int
+    n_bytes_free: int
+
+    def __str__(self) -> str:
+        need, free = self.n_bytes_needed / 1e6, self.n_bytes_free / 1e6
+        return f"{self.path}: needs {need:,.0f} MB, {free:,.0f} MB are free; free some room or choose another folder"
+
+
+@dataclass(eq=False)
+class ContextOverflowError(EdgeError):
+    n_prompt_tokens: int
+    n_ctx_tokens: int
+
+    def __str__(self) -> str:
+        return (
+            f"the prompt has {self.n_prompt_tokens} tokens, the context holds {self.n_ctx_tokens}; "
+            f"shorten it or start with a larger --ctx"
+        )
+
+
+@dataclass(eq=False)
+class TemplateError(EdgeError):
+    """A chat template that is broken, hostile or refuses these messages."""
+
+    problem: str
+
+    def __str__(self) -> str:
+        return f"the model's chat template failed: {self.problem}; convert the model again from a checkpoint you trust"
+
+
+@dataclass(eq=False)
+class EngineError(EdgeError):
+    """The native library refused or failed."""
+
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.remedy}"
+
+
+@dataclass(eq=False)
+class BusyError(EdgeError):
+    n_waiting: int
+
+    def __str__(self) -> str:
+        return f"{self.n_waiting} requests are waiting already; try again in a moment"
+
+
+@dataclass(eq=False)
+class EngineDiedError(EdgeError):
+    """The engine process ended while it worked on this request."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the engine stopped ({self.reason}); it starts again by itself, send the request once more"
+
+
+@dataclass(eq=False)
+class EngineDownError(EdgeError):
+    """The engine died too often and stays down."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the engine is down after dying again and again ({self.reason}); see the log, then start it again"
+
+
+@dataclass(eq=False)
+class PoisonedRequestError(EdgeError):
+    n_deaths: int
+
+    def __str__(self) -> str:
+        return f"the engine died {self.n_deaths} times on this very request; change the request, or report it"
