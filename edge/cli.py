@@ -151,7 +151,7 @@ def inspect(model: str | None, *, as_json: bool) -> None:
     import json
 
     from edge.model.gguf import read_model_info
-    from edge.model.inspect import describe, to_json
+    from edge.model.facts import describe, to_json
 
     info = read_model_info(model_path(model))
     if as_json:

@@ -13,17 +13,40 @@ MIN_ANSWER_TOKENS = 512  # a thought is closed while at least this much room is 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. Defaults: DeepSeek-R1's recommendation; top_k first spares a full sort."""
+    """How the next token is chosen, in this order. Defaults: DeepSeek-R1's recommendation.
 
-    temperature: float = 0.6  # 0 is greedy
-    top_k: int = 40
-    top_p: float = 0.95
+    top_k stands before what needs sorted candidates, so that never the whole vocabulary is sorted.
+    """
+
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token, added to its logit); -inf bans it
+    repeat_penalty: float = 1.0  # 1 is off; this and the next two look at the last n_penalized_tokens
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    n_penalized_tokens: int = 64
+    top_k: int = 40  # 0 is off
+    typical_p: float = 1.0  # 1 is off
+    top_p: float = 0.95  # 1 is off
     min_p: float = 0.0
+    temperature: float = 0.6  # 0 is greedy
     seed: int | None = None  # None draws one
 
     def updated(self, values: Mapping[str, Any]) -> "Sampling":
         """These settings with every value that is not None put in; unknown names fail."""
         return replace(self, **{name: value for name, value in values.items() if value is not None})
+
+
+SAMPLING_RANGES: dict[str, tuple[float, float]] = {
+    "repeat_penalty": (0.01, 10),
+    "frequency_penalty": (-2, 2),
+    "presence_penalty": (-2, 2),
+    "n_penalized_tokens": (0, 1 << 20),
+    "top_k": (0, 1000),
+    "typical_p": (0.001, 1),
+    "top_p": (0.001, 1),
+    "min_p": (0, 1),
+    "temperature": (0, 5),
+    "seed": (0, 2**32 - 1),
+}
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,17 @@ class UnsupportedArchitectureError(EdgeError):
 
 
 @dataclass(eq=False)
+class UnsupportedTypeError(EdgeError):
+    """A quantised type that cannot be made."""
+
+    name: str
+    supported: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"type {self.name} cannot be made; choose one of: {', '.join(self.supported)}"
+
+
+@dataclass(eq=False)
 class NoSpaceError(EdgeError):
     path: Path
     n_bytes_needed: int
@@ -125,3 +136,37 @@ class PoisonedRequestError(EdgeError):
 
     def __str__(self) -> str:
         return f"the engine died {self.n_deaths} times on this very request; change the request, or report it"
+
+
+@dataclass(eq=False)
+class OutOfRangeError(EdgeError):
+    """A number outside of what it may be."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.name} is {self.value:g}; give a number from {self.low:g} to {self.high:g}"
+
+
+@dataclass(eq=False)
+class ConstraintError(EdgeError):
+    """A schema, regex or list of choices that cannot be honoured."""
+
+    kind: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"the {self.kind} constraint cannot be used: {self.problem}; simplify it"
+
+
+@dataclass(eq=False)
+class ConstraintDeadEndError(EdgeError):
+    """A constrained answer reached a point where no token may follow."""
+
+    problem: str
+
+    def __str__(self) -> str:
+        return f"the answer cannot go on under its constraint ({self.problem}); loosen the constraint or logit_bias"

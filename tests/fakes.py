@@ -3,6 +3,9 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge.config import Sampling
 
 END = 256  # the one end token; all others are bytes
@@ -59,6 +62,7 @@ class FakeLlama:
     widths: list[int] = field(default_factory=list)  # tokens of each decode
     codes: list[int] = field(default_factory=list)  # what the next decodes return, before 0 again
     samplers: list[FakeSampler] = field(default_factory=list)
+    _logits: NDArray[np.float32] | None = None
 
     def clock(self) -> float:
         return self.now_s
@@ -73,6 +77,9 @@ class FakeLlama:
         return token == END
 
     def end_tokens(self) -> list[int]:
+        return [END]
+
+    def control_tokens(self) -> list[int]:
         return [END]
 
     def new_batch(self) -> FakeBatch:
@@ -97,8 +104,16 @@ class FakeLlama:
         self._rows = list(batch.rows)
         return 0
 
+    def logits(self, index: int) -> NDArray[np.float32]:
+        """As if every token were as likely as any other; what is masked here may not be sampled."""
+        self._logits = np.zeros(self.n_vocab, np.float32)
+        return self._logits
+
     def sample(self, sampler: FakeSampler, index: int) -> int:
         assert not sampler.is_closed
+        if self._logits is not None:
+            logits, self._logits = self._logits, None
+            return int(np.argmax(logits))
         _, _, sequence, output = self._rows[index]
         assert output, "no logits there: libllama would abort"
         piece = self.script(bytes(self.kv[sequence]))

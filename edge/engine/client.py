@@ -21,10 +21,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
-from edge.config import EngineSettings
+from edge.config import SAMPLING_RANGES, EngineSettings
 from edge.engine import protocol
 from edge.engine.protocol import AnswerNow, Cancel, Close, Done, Event, Failed, Generate, Load, Loading, Phase, Ready
-from edge.errors import EdgeError, EngineDiedError, EngineDownError, PoisonedRequestError
+from edge.errors import EdgeError, EngineDiedError, EngineDownError, OutOfRangeError, PoisonedRequestError
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -127,7 +127,11 @@ class EngineClient:
     # ---- requests
 
     def _refuse(self, request: Generate) -> None:
-        """Raise for a request that would never be answered."""
+        """Raise for a request that would never be answered, or asks for what makes no sense."""
+        for name, (low, high) in SAMPLING_RANGES.items():
+            value = getattr(request.sampling, name)
+            if value is not None and not low <= value <= high:  # NaN too
+                raise OutOfRangeError(name, value, low, high)
         if self.state in ("down", "closed"):
             raise EngineDownError(self.last_death or "it was stopped")
         now = time.monotonic()

@@ -7,13 +7,17 @@ checked here once: token ids, positions and batch widths that libllama would abo
 
 import ctypes
 import os
+import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import llama_cpp.llama_cpp as lib
+import numpy as np
+from numpy.typing import NDArray
 
 from edge.config import Sampling
 from edge.errors import EngineError, ModelFileError
@@ -55,25 +59,36 @@ class Sampler:
     """A chain of samplers in C. accept() is done by the library when it samples."""
 
     def __init__(self, settings: Sampling, n_vocab: int, banned: Iterable[int] = ()) -> None:
-        chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        self._chain: Any = chain
-        if bias := list(banned):
+        self._chain: Any = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        for link in self._links(settings, n_vocab, banned):
+            lib.llama_sampler_chain_add(self._chain, link)
+
+    @staticmethod
+    def _links(settings: Sampling, n_vocab: int, banned: Iterable[int]) -> Iterator[Any]:
+        """The samplers that settings ask for, in their order."""
+        if bias := [*settings.logit_bias, *((token, float("-inf")) for token in banned)]:
             array = (lib.llama_logit_bias * len(bias))()
-            for entry, token in zip(array, bias, strict=True):
-                entry.token, entry.bias = token, float("-inf")
-            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_logit_bias(n_vocab, len(bias), array))
+            for entry, (token, added) in zip(array, bias, strict=True):
+                assert 0 <= token < n_vocab, token
+                entry.token, entry.bias = token, added
+            yield lib.llama_sampler_init_logit_bias(n_vocab, len(bias), array)
+        penalties = (settings.repeat_penalty, settings.frequency_penalty, settings.presence_penalty)
+        if penalties != (1, 0, 0):
+            yield lib.llama_sampler_init_penalties(n_vocab, settings.n_penalized_tokens, *penalties)
         if settings.temperature <= 0:
-            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_greedy())
+            yield lib.llama_sampler_init_greedy()
             return
-        if settings.top_k > 0:  # first: top_p alone would sort the whole vocabulary
-            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_k(settings.top_k))
+        if settings.top_k > 0:
+            yield lib.llama_sampler_init_top_k(settings.top_k)
+        if settings.typical_p < 1:
+            yield lib.llama_sampler_init_typical(settings.typical_p, 1)
         if settings.top_p < 1:
-            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_p(settings.top_p, 1))
+            yield lib.llama_sampler_init_top_p(settings.top_p, 1)
         if settings.min_p > 0:
-            lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_min_p(settings.min_p, 1))
-        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_temp(settings.temperature))
-        seed = int.from_bytes(os.urandom(4), "little") if settings.seed is None else settings.seed & 0xFFFFFFFF
-        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(seed))
+            yield lib.llama_sampler_init_min_p(settings.min_p, 1)
+        yield lib.llama_sampler_init_temp(settings.temperature)
+        seed = int.from_bytes(os.urandom(4), "little") if settings.seed is None else settings.seed
+        yield lib.llama_sampler_init_dist(seed)
 
     def close(self) -> None:
         if self._chain is not None:
@@ -185,12 +200,31 @@ class Llama:
 
     def tokenize(self, text: str, *, control: bool) -> list[int]:
         """Token ids of text. control: text such as <｜User｜> becomes its control token; without, it stays text."""
+        if control:
+            return self._tokenize(text, control=True)
+        # the library reads "user defined" tokens (DeepSeek's <｜User｜> is one) in any text: cut them behind their head
+        parts = self._user_defined.sub(lambda found: f"{found[0][0]}\0{found[0][1:]}", text.replace("\0", " "))
+        return [token for part in parts.split("\0") for token in self._tokenize(part, control=False)]
+
+    def _tokenize(self, text: str, *, control: bool) -> list[int]:
         data = text.encode("utf-8", "replace")
         n_max = len(data) + 8
         tokens = (lib.llama_token * n_max)()
         n = lib.llama_tokenize(self._vocab, data, len(data), tokens, n_max, False, control)
         assert 0 <= n <= n_max, "a token stands for at least one byte"
         return list(tokens[:n])
+
+    @cached_property
+    def _user_defined(self) -> re.Pattern[str]:
+        """Matches the text of every user-defined token that is more than white space."""
+        marked = (
+            i
+            for i in range(self.n_vocab)
+            if lib.llama_vocab_get_attr(self._vocab, i) & lib.LLAMA_TOKEN_ATTR_USER_DEFINED
+        )
+        texts = (self.piece(token).decode("utf-8", "replace") for token in marked)
+        longest_first = sorted((text for text in texts if len(text.strip()) > 1), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for; control tokens are spelled out."""
@@ -212,6 +246,17 @@ class Llama:
     def end_tokens(self) -> list[int]:
         return [token for token in range(self.n_vocab) if self.is_end(token)]
 
+    def control_tokens(self) -> list[int]:
+        """Tokens that are not text: control tokens, and user-defined ones in angle brackets such as <think>."""
+        found = []
+        for token in range(self.n_vocab):
+            attribute = lib.llama_vocab_get_attr(self._vocab, token)
+            if attribute & lib.LLAMA_TOKEN_ATTR_CONTROL or (
+                attribute & lib.LLAMA_TOKEN_ATTR_USER_DEFINED and re.fullmatch(rb"<.+>", self.piece(token))
+            ):
+                found.append(token)
+        return found
+
     # ---- decoding
 
     def new_batch(self) -> Batch:
@@ -228,6 +273,12 @@ class Llama:
     def sample(self, sampler: Sampler, index: int) -> int:
         """The next token of the output at batch index; the sampler takes note of it."""
         return int(lib.llama_sampler_sample(sampler._chain, self._context, index))
+
+    def logits(self, index: int) -> NDArray[np.float32]:
+        """The logits (n_vocab,) of the output at batch index: a view, what is written there is what is sampled from."""
+        pointer = lib.llama_get_logits_ith(self._context, index)
+        assert pointer, "no logits there"
+        return np.ctypeslib.as_array(pointer, (self.n_vocab,))
 
     def wait(self) -> None:
         """Return when every queued computation is done (a GPU works behind our back)."""

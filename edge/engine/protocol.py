@@ -5,7 +5,7 @@ program, so it means a bug or a process that is going down, never a request that
 """
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from edge import errors
@@ -31,6 +31,14 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Constraint:
+    """What an answer must be. Applies after the thought."""
+
+    kind: Literal["json_schema", "json", "regex", "choice", "lark"]
+    value: str = ""  # the schema or list of choices as JSON text, the regex, the Lark grammar; nothing for "json"
+
+
+@dataclass(frozen=True)
 class Generate:
     """One reply wanted. segments: (text, is_template) in order; control tokens are read in template text only."""
 
@@ -41,6 +49,9 @@ class Generate:
     stops: tuple[str, ...] = ()  # end the answer, and are not part of it
     thinks: bool = True  # False: the whole output is the answer
     max_thought_tokens: int | None = None  # None: what leaves room for an answer
+    constraint: Constraint | None = None
+    stop_tokens: tuple[int, ...] = ()  # end the reply like the model's own end tokens
+    client: str = ""  # whose request; waiting requests of different clients take turns
     ignore_end: bool = False  # never sample an end token (measurements want a fixed length)
 
 
@@ -168,7 +179,8 @@ class Failed:
 Request = Load | Generate | Cancel | AnswerNow | Close
 Event = Loading | Ready | Beat | Phase | Progress | Text | Done | Failed
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in (*Request.__args__, *Event.__args__)}
-_NESTED: dict[str, type] = {"settings": EngineSettings, "sampling": Sampling}
+_NESTED: dict[str, type] = {"settings": EngineSettings, "sampling": Sampling, "constraint": Constraint}
+_TUPLES = ("stops", "stop_tokens")
 
 
 def encode(message: Request | Event) -> bytes:
@@ -183,12 +195,14 @@ def decode(line: bytes) -> Any:
         body = json.loads(line.decode("utf-8", "surrogatepass"))
         kind = _KINDS[body.pop("type")]
         for name, nested in _NESTED.items():
-            if name in body:
+            if body.get(name) is not None:
                 body[name] = nested(**body[name])
+        if "sampling" in body:
+            bias = tuple((token, added) for token, added in body["sampling"].logit_bias)
+            body["sampling"] = replace(body["sampling"], logit_bias=bias)
         if "segments" in body:
             body["segments"] = tuple((text, is_template) for text, is_template in body["segments"])
-        if "stops" in body:
-            body["stops"] = tuple(body["stops"])
+        body |= {name: tuple(body[name]) for name in _TUPLES if name in body}
         return kind(**body)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ProtocolError(f"not a message: {line[:80]!r}") from error

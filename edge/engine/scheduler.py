@@ -6,19 +6,25 @@ sockets or chat roles; `FakeLlama` in the tests stands in for the model.
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edge.config import MIN_ANSWER_TOKENS, EngineSettings, Sampling
+from edge.engine.grammar import Grammars, Matcher
+from edge.engine.loops import LoopDetector
 from edge.engine.protocol import AnswerNow, Cancel, Done, Event, Failed, FinishReason, Generate, Phase, Progress, Text
 from edge.engine.reasoning import CLOSING, Reasoning, opens_thought
-from edge.errors import BusyError, ContextOverflowError, EdgeError, EngineError
+from edge.errors import BusyError, ConstraintDeadEndError, ContextOverflowError, EdgeError, EngineError
 from edge.text import CharacterStream, StopMatcher
 
 NO_ROOM = 1  # decode code: the KV pool is full, nothing was changed
 MIN_CHUNK_TOKENS = 16  # smaller prompt chunks lose more than 10 % of the prefill rate
+MIN_SHARED_TOKENS = 32  # a shared beginning worth waiting for
 
 
 class Door(Protocol):
@@ -34,7 +40,9 @@ class Door(Protocol):
     def end_tokens(self) -> list[int]: ...
     def new_batch(self) -> Any: ...
     def new_sampler(self, settings: Sampling, banned: list[int]) -> Any: ...
+    def control_tokens(self) -> list[int]: ...
     def decode(self, batch: Any) -> int: ...
+    def logits(self, index: int) -> NDArray[np.float32]: ...
     def sample(self, sampler: Any, index: int) -> int: ...
     def remove(self, sequence: int, start: int = 0, end: int = -1) -> bool: ...
     def copy(self, source: int, target: int, end: int) -> None: ...
@@ -58,6 +66,7 @@ class Stream:
     todo: list[int]  # tokens not yet in the KV cache
     reasoning: Reasoning
     sampler: Any
+    matcher: Matcher | None
     n_prompt_tokens: int
     slot: Slot | None = None
     n_cached_tokens: int = 0
@@ -66,11 +75,12 @@ class Stream:
     last_token_s: float = 0.0
     n_thought_tokens: int = 0
     n_answer_tokens: int = 0
-    answers_now: bool = False
+    answers_now: bool = False  # the thought has to end: asked for, or it goes round in circles
     is_silent: bool = True  # no answer text was shown yet
     n_parked: int = 0
     fed: list[int] = field(default_factory=list)  # tokens in this step's batch
     output_index: int = -1  # where in the batch its logits are, -1: nowhere
+    loops: LoopDetector = field(default_factory=LoopDetector)
     characters: CharacterStream = field(default_factory=CharacterStream)
     stops: StopMatcher = field(init=False)
 
@@ -94,6 +104,7 @@ class Scheduler:
         self._settings = settings
         self._clock = clock
         self._batch = llama.new_batch()
+        self._grammars = Grammars(llama)
         self._end_tokens = llama.end_tokens()
         self._slots = [Slot(i) for i in range(settings.n_slots)]
         self._waiting: deque[Stream] = deque()
@@ -139,6 +150,7 @@ class Scheduler:
             todo=prompt,
             reasoning=Reasoning(phase),
             sampler=self._llama.new_sampler(request.sampling, self._end_tokens if request.ignore_end else []),
+            matcher=self._grammars.matcher(request.constraint) if request.constraint else None,
             n_prompt_tokens=len(prompt),
         )
 
@@ -181,7 +193,10 @@ class Scheduler:
     def admit(self) -> list[Event]:
         """Give waiting requests a free slot, the one that already holds most of their beginning."""
         while self._waiting and len(self._active) < len(self._slots):
-            stream = self._waiting.popleft()
+            stream = self._next_waiting()
+            if stream is None:
+                break
+            self._waiting.remove(stream)
             free = [slot for slot in self._slots if all(other.slot is not slot for other in self._active)]
             holders = {slot.sequence: _shared(slot.tokens, stream.todo) for slot in self._slots}
             best = max(self._slots, key=lambda slot: holders[slot.sequence])
@@ -204,6 +219,23 @@ class Scheduler:
             self._active.append(stream)
             self._outbox.append(Phase(stream.request.id, "running"))
         return self._drain()
+
+    def _next_waiting(self) -> Stream | None:
+        """The oldest request of the client with the fewest running; none if all had better wait a little.
+
+        A request that shares much with a prompt being read waits for it: what is read once need not be read again.
+        """
+        running = Counter(stream.request.client for stream in self._active)
+        ready = [stream for stream in self._waiting if not self._is_being_read(stream)]
+        return min(ready, key=lambda stream: running[stream.request.client], default=None)
+
+    def _is_being_read(self, stream: Stream) -> bool:
+        held = max(_shared(slot.tokens, stream.todo) for slot in self._slots)
+        return any(
+            other.slot is not None and _shared(other.slot.tokens + other.todo, stream.todo) >= held + MIN_SHARED_TOKENS
+            for other in self._active
+            if other.is_prompt
+        )
 
     def _fill(self) -> None:
         """First one token for every generating stream, then prompt chunks, shortest remaining prompt first."""
@@ -243,26 +275,42 @@ class Scheduler:
             self._prefill_s_per_token += 0.5 * (elapsed_s / n_tokens - self._prefill_s_per_token)
         for stream in list(self._active):
             if stream.output_index >= 0:
-                self._take(stream, self._llama.sample(stream.sampler, stream.output_index))
+                try:
+                    self._take(stream, self._sample(stream))
+                except ConstraintDeadEndError as error:
+                    self._outbox.append(Failed.of(stream.request.id, error))
+                    self._leave(stream)
             elif stream.is_prompt:
                 left_s = len(stream.todo) * self._prefill_s_per_token
                 n_done = stream.n_prompt_tokens - len(stream.todo)
                 self._outbox.append(Progress(stream.request.id, n_done, stream.n_prompt_tokens, left_s))
 
+    def _sample(self, stream: Stream) -> int:
+        """The stream's next token, one that its constraint allows."""
+        matcher = stream.matcher
+        if matcher is None or stream.reasoning.phase != "answer":
+            return self._llama.sample(stream.sampler, stream.output_index)
+        matcher.mask(self._llama.logits(stream.output_index))
+        token = self._llama.sample(stream.sampler, stream.output_index)
+        matcher.accept(token)
+        return token
+
     def _take(self, stream: Stream, token: int) -> None:
         """One sampled token: show its text, decide how the stream goes on."""
         reasoning = stream.reasoning
-        if self._llama.is_end(token) and reasoning.phase == "answer" and stream.n_thought_tokens and stream.is_silent:
-            token = self._sample_unended(stream)  # the answer is never empty
+        is_end = self._llama.is_end(token) or token in stream.request.stop_tokens
+        if is_end and reasoning.phase == "answer" and stream.n_thought_tokens and stream.is_silent:
+            token, is_end = self._sample_unended(stream), False  # the answer is never empty
         stream.last_token_s = self._clock()
         if stream.first_token_s is None:
             stream.first_token_s = stream.last_token_s
-        if self._llama.is_end(token):
+        if is_end:
             if reasoning.phase == "thought":
                 self._close_thought(stream)
             else:
                 self._finish(stream, "stop")
             return
+        was_thinking = reasoning.phase != "answer"
         if reasoning.phase == "thought":
             stream.n_thought_tokens += 1
         else:
@@ -271,6 +319,12 @@ class Scheduler:
             self._finish(stream, "stop", flush=False)
             return
         stream.todo = [token]
+        if stream.matcher is not None and reasoning.phase == "answer":
+            if was_thinking:  # the blank line behind the tag is not the constraint's to allow
+                stream.todo += self._llama.tokenize("\n\n", control=True)
+            elif stream.matcher.is_complete:
+                self._finish(stream, "stop")
+                return
         assert stream.slot is not None
         limit = stream.request.max_tokens
         if len(stream.slot.tokens) + 1 >= self._llama.n_ctx_tokens:
@@ -312,6 +366,7 @@ class Scheduler:
                 if stop is not None:
                     return True
             else:
+                stream.answers_now |= stream.loops.feed(piece)
                 self._outbox.append(Text(stream.request.id, kind, piece))
         return False
 

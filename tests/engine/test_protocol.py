@@ -11,7 +11,14 @@ from edge.errors import ContextOverflowError, ModelFileError
 
 MESSAGES = [
     Load(EngineSettings("m.gguf", n_ctx_tokens=512)),
-    Generate("1", (("<｜User｜>", True), ("line\nbreak \ud83d lone", False)), Sampling(seed=3), 9, ("\n\n",)),
+    Generate(
+        "1",
+        (("<｜User｜>", True), ("line\nbreak \ud83d lone", False)),
+        Sampling(seed=3, logit_bias=((5, -1.5),)),
+        9,
+        ("\n\n",),
+    ),
+    Generate("2", (), Sampling(), constraint=protocol.Constraint("regex", "a+"), stop_tokens=(5,)),
     protocol.Cancel("1"),
     protocol.AnswerNow("1"),
     protocol.Close(),

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from edge.config import EngineSettings, Sampling
-from edge.engine.protocol import AnswerNow, Cancel, Done, Event, Failed, Generate, Progress, Text
+from edge.engine.protocol import AnswerNow, Cancel, Constraint, Done, Event, Failed, Generate, Progress, Text
 from edge.engine.reasoning import CLOSING
 from edge.engine.scheduler import Scheduler
 from tests.fakes import FakeLlama, replies
@@ -237,26 +237,34 @@ def test_thought_and_answer_travel_apart_and_are_counted() -> None:
 
 @pytest.mark.parametrize("limit", [1, 5, 40])
 def test_a_thought_budget_closes_the_thought_and_the_answer_follows(limit: int) -> None:
-    s = scheduler(thinker("t" * 300, "42"))
+    s = scheduler(thinker("".join(map(str, range(200))), "42"))
     s.submit(request("1", "q<think>\n", thinks=True, max_thought_tokens=limit))
     events = run(s)
-    assert text(events, "1", "thought") == "t" * limit
+    assert text(events, "1", "thought") == "".join(map(str, range(200)))[:limit]
     assert text(events, "1") == "42"
 
 
 def test_answer_now_closes_the_thought_at_once() -> None:
-    s = scheduler(thinker("t" * 300, "42"))
+    s = scheduler(thinker("".join(map(str, range(200))), "42"))
     s.submit(request("1", "q<think>\n", thinks=True))
     s.admit()
     events = s.step() + s.step() + s.step()
     s.answer_now(AnswerNow("1"))
     events += run(s)
-    assert text(events, "1", "thought") == "tttt"
+    assert text(events, "1", "thought") == "0123"
+    assert text(events, "1") == "42"
+
+
+def test_a_thought_that_goes_in_circles_is_ended() -> None:
+    s = scheduler(thinker("Wait, is it 42? " * 200, "42"))
+    s.submit(request("1", "q<think>\n", thinks=True))
+    events = run(s)
+    assert len(text(events, "1", "thought")) < 1000
     assert text(events, "1") == "42"
 
 
 def test_room_for_the_answer_is_kept_whatever_the_thought() -> None:
-    s = scheduler(thinker("t" * 5000, "42", n_ctx_tokens=1100))
+    s = scheduler(thinker("".join(map(str, range(2000))), "42", n_ctx_tokens=1100))
     s.submit(request("1", "q<think>\n", thinks=True))
     events = run(s)
     assert text(events, "1") == "42"
@@ -275,3 +283,52 @@ def test_a_model_that_ends_inside_its_thought_still_answers() -> None:
     events = run(s)
     assert text(events, "1", "thought") == "hm"
     assert text(events, "1") == "!", "the end token is banned until something was said"
+
+
+# ---------------------------------------------------------------- constraints and fairness
+
+
+def test_a_constraint_applies_after_the_thought() -> None:
+    s = scheduler(thinker("7+5=12", "twelve"))
+    s.submit(request("1", "q<think>\n", thinks=True, constraint=Constraint("choice", '["12"]')))
+    events = run(s)
+    assert text(events, "1", "thought") == "7+5=12"
+    assert text(events, "1") == "12"
+    assert done(events, "1").finish_reason == "stop"
+
+
+def test_a_bad_schema_fails_its_request_alone() -> None:
+    s = scheduler(FakeLlama(replies(("a", "x"))))
+    s.submit(request("1", "a", constraint=Constraint("json_schema", '{"not": {}}')))
+    s.submit(request("2", "a"))
+    events = run(s)
+    (failed,) = [e for e in events if isinstance(e, Failed)]
+    assert (failed.id, failed.error) == ("1", "ConstraintError")
+    assert text(events, "2") == "x"
+
+
+def test_a_stop_token_ends_the_reply() -> None:
+    s = scheduler(FakeLlama(replies(("a", "one.two"))))
+    s.submit(request("1", "a", stop_tokens=(ord("."),)))
+    assert text(run(s), "1") == "one"
+
+
+def test_a_client_with_many_requests_does_not_starve_another() -> None:
+    s = scheduler(FakeLlama(replies(("a", "x" * 10))), n_slots=2)
+    for i in range(20):
+        s.submit(request(f"many {i}", "a", client="many"))
+    s.submit(request("one", "a", client="one"))
+    order = [e.id for e in run(s) if isinstance(e, Done)]
+    assert order.index("one") <= 3
+
+
+def test_requests_with_a_common_beginning_read_it_once() -> None:
+    beginning = "a long common beginning, " * 20
+    llama = FakeLlama(lambda text: None if text.endswith(b"!") else b"!", n_batch_tokens=64)
+    s = scheduler(llama, n_slots=4)
+    for i in range(4):
+        s.submit(request(str(i), f"{beginning}question {i}"))
+    events = run(s)
+    cached = [done(events, str(i)).n_cached_tokens for i in range(4)]
+    assert cached[0] == 0
+    assert min(cached[1:]) >= len(beginning)

@@ -1,0 +1,128 @@
+"""Constrained output: JSON schema, regex, choices -> which tokens may come next. Fails closed: what is not understood
+is refused by name, never loosened.
+
+llguidance does the work; a bad grammar is an error text there, where llama.cpp's own grammars end the process.
+"""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from llguidance import LLMatcher, LLTokenizer
+from llguidance._tokenizer import TokenizerWrapper
+from numpy.typing import NDArray
+
+from edge.engine.protocol import Constraint
+from edge.errors import ConstraintDeadEndError, ConstraintError
+
+N_BYTES_MAX = 65536
+N_LEVELS_MAX = 64
+SILENT = 0  # log level
+
+
+class Vocabulary(Protocol):
+    """What a grammar needs of a model."""
+
+    n_vocab: int
+
+    def tokenize(self, text: str, *, control: bool) -> list[int]: ...
+    def piece(self, token: int) -> bytes: ...
+    def end_tokens(self) -> list[int]: ...
+    def control_tokens(self) -> list[int]: ...
+
+
+class Grammars:
+    """Makes matchers for one vocabulary. The table of its tokens is built at the first constraint (about a second)."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._tokenizer: LLTokenizer | None = None
+
+    def matcher(self, constraint: Constraint) -> "Matcher":
+        """Raises ConstraintError with what is wrong or not supported."""
+        grammar = _grammar(constraint)
+        self._tokenizer = self._tokenizer or LLTokenizer(TokenizerWrapper(_Tokens(self._vocabulary)))
+        problem = LLMatcher.validate_grammar(grammar, self._tokenizer)
+        if problem:
+            raise ConstraintError(constraint.kind, " ".join(problem.split())[:300])
+        return Matcher(LLMatcher(self._tokenizer, grammar, log_level=SILENT), self._vocabulary.n_vocab)
+
+
+@dataclass
+class Matcher:
+    """Where one constrained answer stands."""
+
+    _matcher: LLMatcher
+    _n_vocab: int
+
+    @property
+    def is_complete(self) -> bool:
+        """Nothing but the end may follow."""
+        return bool(self._matcher.is_stopped())
+
+    def mask(self, logits: NDArray[np.float32]) -> None:
+        """Set the logits (n_vocab,) of every forbidden token to -inf. Raises ConstraintDeadEndError if none is left."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        allowed = np.unpackbits(bits, bitorder="little")[: self._n_vocab].astype(bool)
+        if self._matcher.is_error() or not (allowed & (logits > -np.inf)).any():
+            raise ConstraintDeadEndError(self._matcher.get_error() or "every token that could follow is banned")
+        logits[~allowed] = -np.inf
+
+    def accept(self, token: int) -> None:
+        """Take note of the token that was sampled."""
+        if not self._matcher.consume_token(token):
+            raise ConstraintDeadEndError(self._matcher.get_error())
+
+
+class _Tokens:
+    """A vocabulary as llguidance wants it. Control tokens are not text, so a grammar never allows them."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        ends = vocabulary.end_tokens()
+        self.tokens = [vocabulary.piece(token) for token in range(vocabulary.n_vocab)]
+        self.eos_token_id = ends[0]
+        self.bos_token_id = None
+        self.special_token_ids = sorted({*vocabulary.control_tokens(), *ends})
+        self._vocabulary = vocabulary
+
+    def __call__(self, text: bytes | str) -> list[int]:
+        plain = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
+        return self._vocabulary.tokenize(plain, control=False)
+
+
+def _grammar(constraint: Constraint) -> str:
+    """The constraint in llguidance's own notation."""
+    if len(constraint.value) > N_BYTES_MAX:
+        raise ConstraintError(constraint.kind, f"it has more than {N_BYTES_MAX} characters")
+    match constraint.kind:
+        case "json":
+            return LLMatcher.grammar_from_json_schema({"type": "object"})
+        case "regex":
+            return LLMatcher.grammar_from_regex(constraint.value)
+        case "lark":
+            return LLMatcher.grammar_from_lark(constraint.value)
+        case "json_schema":
+            schema = _parsed(constraint)
+            if not isinstance(schema, dict):
+                raise ConstraintError(constraint.kind, "it is not an object")
+            return LLMatcher.grammar_from_json_schema(schema)
+        case "choice":
+            choices = _parsed(constraint)
+            if not (isinstance(choices, list) and choices and all(isinstance(c, str) and c for c in choices)):
+                raise ConstraintError(constraint.kind, "it is not a list of texts")
+            return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(c) for c in choices))
+
+
+def _parsed(constraint: Constraint) -> Any:
+    """The JSON in a constraint, its nesting bounded before anything walks it."""
+    depth = deepest = 0
+    for character in constraint.value:  # brackets inside strings count too: a schema has no such many
+        depth += (character in "[{") - (character in "]}")
+        deepest = max(deepest, depth)
+    if deepest > N_LEVELS_MAX:
+        raise ConstraintError(constraint.kind, f"it is nested deeper than {N_LEVELS_MAX} levels")
+    try:
+        return json.loads(constraint.value)
+    except ValueError as error:
+        raise ConstraintError(constraint.kind, f"it is not JSON ({error})") from error

@@ -1,0 +1,459 @@
+"""What a GGUF file says of itself: ModelInfo, from the header alone. Believes nothing; libllama comes after us.
+
+libllama ends its process on some files that are well-formed (a layer count of 0, a token that occurs twice, …), so
+what a header can reveal of that is refused here, by name. What it cannot reveal, the engine process absorbs.
+
+    read_model_info(Path("model.gguf")).n_layers        # raises ModelFileError
+"""
+
+import contextlib
+import math
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+from edge.errors import ModelFileError
+from edge.model.header import (
+    HeaderError,
+    ReadAt,
+    Scalar,
+    StoredArray,
+    TensorInfo,
+    Value,
+    read_header,
+)
+
+MAX_LAYERS = 512  # LLAMA_MAX_LAYERS, asserted
+MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS, asserted
+MAX_CTX_TOKENS = 1 << 24  # a longer context is a slip or a trap; the longest known model claims 10,485,760
+MAX_VOCAB = 1 << 20
+ROPE_SCALING_TYPES = ("none", "linear", "yarn", "longrope")
+TOKENS_KEY = "tokenizer.ggml.tokens"
+FILE_TYPES = {  # general.file_type -> name; llama.h, enum llama_ftype
+    **{0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S"},
+    **{12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS"},
+    **{20: "IQ2_XS", 21: "Q2_K_S", 22: "IQ3_XS", 23: "IQ3_XXS", 24: "IQ1_S", 25: "IQ4_NL", 26: "IQ3_S", 27: "IQ3_M"},
+    **{28: "IQ2_S", 29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE"},
+    **{39: "NVFP4", 40: "Q1_0", 41: "Q2_0"},
+}
+SAMPLING_KEYS = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}  # theirs -> ours
+LOOKED_UP = ("token_embd.weight", "per_layer_token_embd.weight", "position_embd.weight")  # one row read per token
+ENDING_TOKENS = ("bos", "eos", "eot", "eom")  # must exist; a bad padding id, common in old files, is only noted
+DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2}, "gpt2": {"bos": 11, "eos": 11}}  # libllama's, by tokenizer
+# Attention in these is asserted to rotate whole heads of one size (src/models/*.cpp of llama.cpp).
+ROTATES_WHOLE_HEADS = ("granite", "llama", "mistral3", "qwen2", "qwen3")
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model file's header. Sizes in bytes; what is derived is a property. Numbers are checked, texts are as found."""
+
+    path: Path
+    n_bytes: int
+    version: int
+    metadata: Mapping[str, Value]
+    tensors: tuple[TensorInfo, ...]
+    special_tokens: Mapping[str, str]  # "bos", "eos", "padding", … -> text, for the ids that are valid
+
+    def key(self, name: str) -> Value | None:
+        """The value of an architecture's key: key("block_count") is metadata["qwen2.block_count"]."""
+        return self.metadata.get(f"{self.architecture}.{name}")
+
+    def array(self, name: str) -> tuple[Scalar, ...]:
+        """The items of an array in the metadata, read from the file if they are many. () if there is none."""
+        value = self.metadata.get(name, ())
+        with _blamed_on(self.path):
+            return value.decode() if isinstance(value, StoredArray) else value if isinstance(value, tuple) else ()
+
+    @property
+    def architecture(self) -> str:
+        return str(self.metadata["general.architecture"])
+
+    @property
+    def name(self) -> str:
+        return self._text("general.name") or self.path.stem
+
+    @property
+    def license(self) -> str | None:
+        return self._text("general.license")
+
+    @property
+    def chat_template(self) -> str | None:
+        return self._text("tokenizer.chat_template") or None
+
+    @property
+    def thinks(self) -> bool:
+        """True if the template knows a thought, as those of DeepSeek-R1 and Qwen3 do."""
+        return "</think>" in (self.chat_template or "")
+
+    @property
+    def file_type(self) -> str:
+        """The recipe, such as Q4_K_M; where the file names none, the type most of its bytes have."""
+        number = self.metadata.get("general.file_type")
+        if isinstance(number, int) and number in FILE_TYPES:
+            return FILE_TYPES[number]
+        n_bytes: Counter[str] = Counter()
+        for tensor in self.tensors:
+            n_bytes[tensor.type_name] += tensor.n_bytes
+        return f"mostly {n_bytes.most_common(1)[0][0]}" if n_bytes else "none"
+
+    @property
+    def n_layers(self) -> int:
+        return self._number("block_count")
+
+    @property
+    def n_embd(self) -> int:
+        return self._number("embedding_length")
+
+    @property
+    def n_heads(self) -> int:
+        """Of the layer that has most; 0 in a model without attention."""
+        return max(self._per_layer("attention.head_count"))
+
+    @property
+    def n_heads_kv(self) -> int:
+        return max(self._heads_kv())
+
+    @property
+    def head_dim(self) -> int:
+        """Values per head of K; 0 in a model without attention."""
+        return self._number("attention.key_length", self.n_embd // self.n_heads if self.n_heads else 0)
+
+    @property
+    def n_ctx_train(self) -> int:
+        """Tokens of context the model was trained for, never above MAX_CTX_TOKENS."""
+        return min(self._number("context_length"), MAX_CTX_TOKENS)
+
+    @property
+    def n_vocab(self) -> int:
+        tokens = self.metadata[TOKENS_KEY]
+        return len(tokens) if isinstance(tokens, StoredArray | tuple) else 0
+
+    @property
+    def n_params(self) -> int:
+        return sum(tensor.n_elements for tensor in self.tensors)
+
+    @property
+    def tensor_bytes(self) -> int:
+        return sum(tensor.n_bytes for tensor in self.tensors)
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.tensor_bytes / self.n_params if self.n_params else 0.0
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Room one token takes in the KV cache, K and V in f16. An upper bound where layers look back only so far."""
+        values = self._number("attention.value_length", self.head_dim)
+        return sum(self._heads_kv()) * (self.head_dim + values) * 2
+
+    @property
+    def bytes_read_per_token(self) -> int:
+        """Weight bytes that generating one token moves: not the tables it looks up, of the experts those it uses."""
+        names = {tensor.name for tensor in self.tensors}
+        is_tied = "output.weight" not in names  # then the embedding is also the output matrix
+        n_experts = self._number("expert_count", 0)
+        n_used = max(self._per_layer("expert_used_count"))
+        total = 0
+        for tensor in self.tensors:
+            if tensor.name in LOOKED_UP and not (is_tied and tensor.name == "token_embd.weight"):
+                continue
+            total += tensor.n_bytes * n_used // n_experts if "_exps." in tensor.name and n_experts else tensor.n_bytes
+        return total
+
+    @property
+    def sampling(self) -> Mapping[str, float]:
+        """The sampling the model's makers advise (general.sampling.*), under the names of config.Sampling."""
+        found = {ours: self.metadata.get(f"general.sampling.{theirs}") for theirs, ours in SAMPLING_KEYS.items()}
+        return {name: value for name, value in found.items() if isinstance(value, int | float)}
+
+    @property
+    def bos_id(self) -> int | None:
+        return _special_id(self.metadata, "bos", self.n_vocab)
+
+    @property
+    def eos_id(self) -> int | None:
+        return _special_id(self.metadata, "eos", self.n_vocab)
+
+    @property
+    def bos_text(self) -> str:
+        return self.special_tokens.get("bos", "")
+
+    @property
+    def eos_text(self) -> str:
+        return self.special_tokens.get("eos", "")
+
+    @property
+    def add_bos(self) -> bool | None:
+        """Whether a prompt begins with bos. None: the file does not say, the tokenizer decides."""
+        value = self.metadata.get("tokenizer.ggml.add_bos_token")
+        return value if isinstance(value, bool) else None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is odd but can be lived with."""
+        found = []
+        if (n := self._number("context_length")) > MAX_CTX_TOKENS:
+            found.append(f"claims a context of {n:,} tokens; {MAX_CTX_TOKENS:,} are believed")
+        for name, number in _special_ids(self.metadata):
+            if number >= self.n_vocab:
+                found.append(f"the {name} token {number} is outside the vocabulary and ignored")
+        if self.chat_template is None:
+            found.append("carries no chat template")
+        return tuple(found)
+
+    def _text(self, key: str) -> str | None:
+        value = self.metadata.get(key)
+        return value if isinstance(value, str) else None
+
+    def _number(self, name: str, default: int | None = None) -> int:
+        value = self.key(name)
+        if value is None and default is not None:
+            return default
+        assert isinstance(value, int), f"{name} was not checked"
+        return value
+
+    def _per_layer(self, name: str) -> tuple[int, ...]:
+        value = self.key(name)
+        if isinstance(value, tuple):
+            return tuple(int(item) for item in value)
+        return (self._number(name, 0),) * self.n_layers
+
+    def _heads_kv(self) -> tuple[int, ...]:
+        is_named = self.key("attention.head_count_kv") is not None
+        return self._per_layer("attention.head_count_kv" if is_named else "attention.head_count")
+
+
+# ---- reading
+
+
+def read_model_info(path: Path) -> ModelInfo:
+    """Read a file's header: a few MB, well under a second. Raises ModelFileError for anything but a sound model."""
+    with _blamed_on(path):
+        file = _File(path)
+        return parse_header(file.read_at, file.n_bytes, path)
+
+
+def parse_header(read_at: ReadAt, n_bytes: int, path: Path) -> ModelInfo:
+    """The same for bytes that come from elsewhere, such as ranges of a file on a hub; path only names them.
+
+    read_at(offset, n) returns n bytes, fewer only where the file ends; it is asked for 1 MB at a time, forwards.
+    """
+    with _blamed_on(path):
+        header = read_header(read_at, n_bytes, keep=TOKENS_KEY)
+        _check_kind(header.metadata)
+        special_tokens = _check_vocabulary(header.metadata, header.kept)
+        info = ModelInfo(path, n_bytes, header.version, header.metadata, header.tensors, special_tokens)
+        _check_shape(info)
+        return info
+
+
+@contextlib.contextmanager
+def _blamed_on(path: Path) -> Iterator[None]:
+    """Turn what is wrong with the bytes or the disk into ModelFileError."""
+    try:
+        yield
+    except HeaderError as error:
+        raise ModelFileError(path, error.problem, error.remedy) from None
+    except FileNotFoundError:
+        raise ModelFileError(path, "does not exist", "check the path") from None
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror or error})"
+        raise ModelFileError(path, problem, "check the path, its permissions and the disk") from None
+    except ValueError as error:  # a path with a NUL in it
+        raise ModelFileError(path, f"cannot be opened ({error})", "check the path") from None
+
+
+class _File:
+    """A regular file, opened for each read and closed again; noticed when it is another one the next time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise HeaderError("is a folder, not a GGUF file", "name the .gguf file in it, or convert it first")
+        if not stat.S_ISREG(status.st_mode):
+            raise HeaderError("is a pipe, a socket or a device, not a file", "name a .gguf file")
+        self.n_bytes = status.st_size
+        self._identity = _identity(status)
+
+    def read_at(self, offset: int, n: int) -> bytes:
+        # O_NONBLOCK: should a FIFO have taken the file's place since, opening it must not wait for a writer
+        descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if _identity(os.fstat(descriptor)) != self._identity:
+                raise HeaderError("changed while it was in use", "load it again")
+            return os.pread(descriptor, n, offset)
+        finally:
+            os.close(descriptor)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+# ---- checks: each names what libllama would do with the value
+
+
+def _check_kind(metadata: Mapping[str, Value]) -> None:
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,62}", architecture):
+        raise HeaderError(f"names the architecture {_shown(architecture)}", "convert the model again")
+    kind = metadata.get("general.type", "model")
+    if kind != "model" or architecture == "clip":
+        other = "clip" if kind == "model" else kind
+        raise HeaderError(f"is not a language model but {_shown(other)}", "name the model it belongs to")
+    n_splits = metadata.get("split.count", 1)
+    if n_splits not in (0, 1):
+        raise HeaderError(f"is one part of {_shown(n_splits)}", "merge the parts with llama-gguf-split --merge")
+    if metadata.get(f"{architecture}.attention.causal", True) is not True:
+        raise HeaderError("is an embedding model and writes no text", "use a chat model")
+    for key, value in metadata.items():
+        if key.startswith("general.sampling.") and key.rpartition(".")[2] in SAMPLING_KEYS:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise HeaderError(f"{key} is {_shown(value)}", "convert the model again")
+        elif key in ("general.name", "general.license", "tokenizer.chat_template") and not isinstance(value, str):
+            raise HeaderError(f"{key} is {_shown(value)}, not text", "convert the model again")
+
+
+def _check_shape(info: ModelInfo) -> None:
+    """Layers, heads, experts and rope."""
+    for name, low, high, is_needed in (
+        ("block_count", 1, MAX_LAYERS, True),  # asserted
+        ("context_length", 1, (1 << 32) - 1, True),
+        ("embedding_length", 1, 1 << 20, True),
+        ("attention.key_length", 1, 1 << 16, False),
+        ("attention.value_length", 1, 1 << 16, False),
+        ("rope.dimension_count", 0, 1 << 16, False),
+        ("expert_count", 0, MAX_EXPERTS, False),  # asserted
+        ("expert_group_count", 0, MAX_EXPERTS, False),
+        ("expert_group_used_count", 0, MAX_EXPERTS, False),
+        ("nextn_predict_layers", 0, MAX_LAYERS, False),
+        ("pooling_type", 0, 4, False),  # an unknown one is an abort
+    ):
+        value = info.key(name)
+        if value is None and not is_needed:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+            raise HeaderError(f"{info.architecture}.{name} is {_shown(value)}, not a number from {low} to {high}")
+    for name in ("attention.head_count", "attention.head_count_kv", "feed_forward_length", "expert_used_count"):
+        value = info.key(name)
+        values = value if isinstance(value, tuple) else (value,) * info.n_layers
+        if value is not None and (
+            len(values) != info.n_layers
+            or any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= 1 << 20 for n in values)
+        ):
+            raise HeaderError(f"{info.architecture}.{name} is {_shown(value)}, not one number, nor one per layer")
+    if info.key("rope.scaling.type") not in (None, *ROPE_SCALING_TYPES):
+        raise HeaderError(f"has rope scaling of the unknown type {_shown(info.key('rope.scaling.type'))}")  # asserted
+    if info._number("nextn_predict_layers", 0) >= info.n_layers:
+        raise HeaderError("says that every layer predicts further tokens")  # asserted
+    _check_experts(info)
+    _check_attention(info)
+
+
+def _check_experts(info: ModelInfo) -> None:
+    """The asserts of llama_model_base::load_hparams, in its order."""
+    n_experts, n_groups = info._number("expert_count", 0), info._number("expert_group_count", 0)
+    n_used, n_groups_used = max(info._per_layer("expert_used_count")), info._number("expert_group_used_count", 0)
+    if n_experts == 0:
+        is_sound = n_used == 0 and n_groups == 0
+    else:
+        is_sound = 1 <= n_used <= n_experts and n_groups < n_experts
+        if n_groups > 1:
+            is_sound = is_sound and n_experts % n_groups == 0 and 0 < n_groups_used < n_groups
+    if not is_sound:
+        raise HeaderError(f"uses {n_used} of {n_experts} experts and {n_groups_used} of {n_groups} groups of them")
+
+
+def _check_attention(info: ModelInfo) -> None:
+    heads = set(zip(info._per_layer("attention.head_count"), info._heads_kv(), strict=True))
+    if any(n_kv and n % n_kv for n, n_kv in heads):
+        raise HeaderError(f"{info.n_heads} attention heads do not share {info.n_heads_kv} KV heads evenly")
+    if info.architecture not in ROTATES_WHOLE_HEADS:
+        return
+    n_rotated = info._number("rope.dimension_count", info.head_dim)
+    n_values = info._number("attention.value_length", info.head_dim)
+    is_sound = all(n > 0 and n_kv > 0 for n, n_kv in heads) and info.head_dim % 2 == 0
+    is_sound = is_sound and info.head_dim == n_values == n_rotated > 0
+    if info.architecture == "qwen2":  # its query matrix is square, then reshaped to heads
+        is_sound = is_sound and info.head_dim * info.n_heads == info.n_embd
+    if not is_sound:
+        sizes = f"K {info.head_dim}, V {n_values}, rotated {n_rotated}"
+        raise HeaderError(f"{info.n_heads} heads of a width of {info.n_embd} cannot be of size {sizes}")
+
+
+def _check_vocabulary(metadata: Mapping[str, Value], tokens: tuple[bytes, ...]) -> Mapping[str, str]:
+    """Return the text of each special token."""
+    tokenizer = metadata.get("tokenizer.ggml.model")
+    if not tokens or not isinstance(tokenizer, str) or tokenizer in ("none", "no_vocab"):  # tokenising asserts one
+        raise HeaderError("carries no vocabulary", "convert the model again with its tokenizer")
+    n_vocab = len(tokens)
+    if n_vocab > MAX_VOCAB:
+        raise HeaderError(f"has a vocabulary of {n_vocab:,} tokens, {MAX_VOCAB:,} at most are read")
+    for name in ("scores", "token_type"):
+        values = metadata.get(f"tokenizer.ggml.{name}")
+        if values is not None and (not isinstance(values, StoredArray | tuple) or len(values) < n_vocab):
+            raise HeaderError(f"tokenizer.ggml.{name} is {_shown(values)}, there are {n_vocab} tokens")
+    _check_distinct(tokens, is_spm=tokenizer == "llama")
+
+    # special tokens
+    texts = {}
+    for name, number in _special_ids(metadata):
+        if number < n_vocab:
+            texts[name] = tokens[number].decode("utf-8", "replace")
+        elif name in ENDING_TOKENS:
+            raise HeaderError(f"the {name} token is {number}, the vocabulary ends at {n_vocab - 1}")
+    for name in ("bos", "eos"):
+        if metadata.get(f"tokenizer.ggml.add_{name}_token") is True and _special_id(metadata, name, n_vocab) is None:
+            raise HeaderError(f"asks for a {name} token at every prompt but names none")  # asserted
+    for name, number in DEFAULT_IDS.get(tokenizer, {}).items():
+        if tokenizer == "llama" and number < n_vocab:
+            texts.setdefault(name, tokens[number].decode("utf-8", "replace"))
+    return MappingProxyType(texts)
+
+
+def _check_distinct(tokens: tuple[bytes, ...], is_spm: bool) -> None:
+    """libllama asserts that no two tokens are the same text, as C sees it: up to a NUL, and never empty."""
+    texts = list(tokens)
+    if any(b"\0" in text or not text for text in texts):
+        texts = [text.split(b"\0", 1)[0] or b"[EMPTY_%d]" % i for i, text in enumerate(texts)]
+    distinct = set(texts)
+    if len(distinct) != len(texts):
+        text, n = Counter(texts).most_common(1)[0]
+        raise HeaderError(f"has the token {_shown(text.decode('utf-8', 'replace'))} {n} times in its vocabulary")
+    if is_spm:  # a byte that no token covers is an exception nobody catches, whenever a user types it
+        missing = [n for n in range(256) if b"<0x%02X>" % n not in distinct and bytes((n,)) not in distinct]
+        if missing:
+            raise HeaderError(f"has no token for {len(missing)} of 256 bytes, such as <0x{missing[0]:02X}>")
+
+
+def _special_ids(metadata: Mapping[str, Value]) -> Iterator[tuple[str, int]]:
+    """Yield (name, id) of each tokenizer.ggml.<name>_token_id."""
+    for key, value in metadata.items():
+        if found := re.fullmatch(r"tokenizer\.ggml\.(\w+)_token_id", key):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise HeaderError(f"{key} is {_shown(value)}, not the number of a token")
+            yield found[1], value
+
+
+def _special_id(metadata: Mapping[str, Value], name: str, n_vocab: int) -> int | None:
+    """The id of a special token, named by the file or libllama's default; None if it is not in the vocabulary."""
+    number = metadata.get(f"tokenizer.ggml.{name}_token_id")
+    if not isinstance(number, int):
+        number = DEFAULT_IDS.get(str(metadata.get("tokenizer.ggml.model")), {}).get(name)
+    return number if number is not None and number < n_vocab else None
+
+
+def _shown(value: object) -> str:
+    """A value as a problem names it: short, printable, whatever it is."""
+    if value is None:
+        return "missing"
+    if isinstance(value, StoredArray | tuple):
+        return f"an array of {len(value)}"
+    return ascii(value) if len(ascii(value)) <= 60 else ascii(value)[:57] + "..."

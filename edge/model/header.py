@@ -1,0 +1,412 @@
+"""The bytes of a GGUF header, read with bounds. Knows nothing of paths, models or libllama: bytes come from `read_at`.
+
+Every count, length, offset and shape is compared with what is left of the file before anything is read or allocated,
+and the header as a whole has ceilings (MAX_…), so a hostile one ends in HeaderError in well under a second, whatever
+it claims. Arrays of more than 1,024 values stay in the file as StoredArray and are decoded when somebody asks.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Versions 2 and 3 have the same layout.
+"""
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+MAX_HEADER_BYTES = 64 << 20  # the largest known (262,144 tokens with merges) is near 20 MB
+MAX_ITEMS = 1_500_000  # of one array, and of all string arrays together; Gemma 3 has 776,000. Half a second to walk
+MAX_KEYS = 1 << 14
+MAX_TENSORS = 1 << 16
+MAX_TEXT_BYTES = 1 << 20  # one string value; the longest known chat template is 17 kB
+MAX_TEXTS_BYTES = 16 << 20  # all string values together
+MAX_KEY_BYTES = 1 << 16
+MAX_TENSOR_NAME_BYTES = 63  # GGML_MAX_NAME with its closing zero
+MAX_DIMS = 4  # GGML_MAX_DIMS
+EAGER_ITEMS = 1024  # arrays up to this length are decoded at once
+DEFAULT_ALIGNMENT = 32
+WINDOW_BYTES = 1 << 20  # read ahead: one range request on a hub, one read on an SD card
+
+ReadAt = Callable[[int, int], bytes]  # (offset, n) -> n bytes, fewer only where the file ends
+
+STRING, ARRAY = 8, 9
+SCALARS = {  # GGUF value type -> (name, struct code)
+    0: ("uint8", "B"),
+    1: ("int8", "b"),
+    2: ("uint16", "H"),
+    3: ("int16", "h"),
+    4: ("uint32", "I"),
+    5: ("int32", "i"),
+    6: ("float32", "f"),
+    7: ("bool", "?"),
+    10: ("uint64", "Q"),
+    11: ("int64", "q"),
+    12: ("float64", "d"),
+}
+TENSOR_TYPES = {  # ggml type -> (name, elements per block, bytes per block); ggml-common.h
+    0: ("F32", 1, 4),
+    1: ("F16", 1, 2),
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    8: ("Q8_0", 32, 34),
+    9: ("Q8_1", 32, 36),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1),
+    25: ("I16", 1, 2),
+    26: ("I32", 1, 4),
+    27: ("I64", 1, 8),
+    28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56),
+    30: ("BF16", 1, 2),
+    34: ("TQ1_0", 256, 54),
+    35: ("TQ2_0", 256, 66),
+    39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
+    41: ("Q1_0", 128, 18),
+    42: ("Q2_0", 64, 18),
+}
+RETIRED_TENSOR_TYPES = (4, 5, 31, 32, 33, 36, 37, 38)  # once in files, no longer in ggml
+
+DOWNLOAD_AGAIN = "download it again, or convert the model again"
+DO_NOT_USE = "do not use this file; get the model from a source you trust"
+
+
+class HeaderError(Exception):
+    """A header that cannot be believed. The reader of a file adds the path."""
+
+    def __init__(self, problem: str, remedy: str = DO_NOT_USE) -> None:
+        super().__init__(f"{problem}; {remedy}")
+        self.problem = problem
+        self.remedy = remedy
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """An array left in the file: where it lies, how long it is. decode() reads and returns it."""
+
+    type_name: str
+    count: int
+    offset: int  # of the first item, from the start of the file
+    n_bytes: int
+    read_at: ReadAt = field(repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return self.count
+
+    def decode(self) -> "tuple[Scalar, ...]":
+        """Return the values; at most MAX_ITEMS of them. Text that is not UTF-8 gets replacement characters."""
+        cursor = _Cursor(self.read_at, self.offset + self.n_bytes, self.offset)
+        if self.type_name == "string":
+            return tuple(text.decode("utf-8", "replace") for text in cursor.walk_strings(self.count, keep=True))
+        code = next(code for name, code in SCALARS.values() if name == self.type_name)
+        return struct.unpack(f"<{self.count}{code}", cursor.take(self.n_bytes))
+
+
+Scalar = bool | int | float | str
+Value = Scalar | tuple[Scalar, ...] | StoredArray
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    name: str
+    shape: tuple[int, ...]  # fastest dimension first, as in the file: (n_embd, n_vocab) for token_embd.weight
+    type_name: str
+    offset: int  # from the start of the file
+    n_bytes: int
+
+    @property
+    def n_elements(self) -> int:
+        n = 1
+        for dim in self.shape:
+            n *= dim
+        return n
+
+
+@dataclass(frozen=True)
+class Header:
+    version: int
+    metadata: Mapping[str, Value]
+    tensors: tuple[TensorInfo, ...]
+    kept: tuple[bytes, ...]  # the items of the one string array that was asked for, as they lie in the file
+
+
+def read_header(read_at: ReadAt, n_bytes: int, keep: str = "") -> Header:
+    """Return the header of a GGUF file of n_bytes. keep: key of a string array whose raw items are wanted too.
+
+    Raises HeaderError. Whatever read_at raises passes through.
+    """
+    cursor = _Cursor(read_at, n_bytes)
+    version, n_tensors, n_keys = _preamble(cursor)
+
+    # metadata
+    metadata: dict[str, Value] = {}
+    kept: list[bytes] = []
+    for _ in range(n_keys):
+        key = _key(cursor)
+        if key in metadata:
+            raise HeaderError(f"has the key {key!r} twice")
+        metadata[key] = _value(cursor, key, kept if key == keep else None)
+    alignment = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    if isinstance(alignment, bool) or not isinstance(alignment, int) or alignment < 1 or alignment & (alignment - 1):
+        raise HeaderError(f"general.alignment is {alignment!r}, not a power of two")
+    if alignment < DEFAULT_ALIGNMENT and n_tensors:
+        raise HeaderError(  # ggml asserts 32-byte aligned buffers when it maps the file
+            f"its tensors are aligned to {alignment} bytes, ggml needs {DEFAULT_ALIGNMENT}", "convert the model again"
+        )
+
+    # tensors
+    infos = [_tensor_info(cursor) for _ in range(n_tensors)]
+    if len({name for name, *_ in infos}) != len(infos):
+        raise HeaderError("has two tensors of the same name")
+    tensors = _placed(infos, cursor.position, alignment, n_bytes)
+    return Header(version, MappingProxyType(metadata), tensors, tuple(kept))
+
+
+def _preamble(cursor: "_Cursor") -> tuple[int, int, int]:
+    """Return (version, n_tensors, n_keys), or say what the file is instead."""
+    if cursor.n_bytes == 0:
+        raise HeaderError("is empty", DOWNLOAD_AGAIN)
+    start = cursor.peek(64)
+    if start[:4] != b"GGUF":
+        raise _stranger(start, cursor.n_bytes)
+    cursor.take(4)
+    version = cursor.u32()
+    if version & 0xFFFF == 0:
+        raise HeaderError("is a big-endian GGUF file", "convert the model again on a little-endian machine")
+    if version not in (2, 3):
+        raise HeaderError(f"is GGUF version {version}, versions 2 and 3 can be read", "convert the model again")
+    n_tensors, n_keys = cursor.u64(), cursor.u64()
+    for n, what, n_most, n_bytes_least in (
+        (n_tensors, "tensors", MAX_TENSORS, 33),  # name length, a dimension count, one dimension, type, offset, …
+        (n_keys, "metadata entries", MAX_KEYS, 14),  # key length, one letter, type, one byte
+    ):
+        if n > n_most or n * n_bytes_least > cursor.n_bytes:
+            raise HeaderError(f"claims {n} {what}, too many for its {cursor.n_bytes} bytes")
+    return version, n_tensors, n_keys
+
+
+def _stranger(start: bytes, n_bytes: int) -> HeaderError:
+    """Name a file that is not GGUF by its first bytes."""
+    shown = start[:8].decode("ascii", "replace")
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if n_bytes < 4 and b"GGUF".startswith(start):
+        return HeaderError(f"is incomplete: it has {n_bytes} bytes", DOWNLOAD_AGAIN)
+    if text.startswith((b"<!do", b"<htm", b"<?xm")):
+        return HeaderError(f"is a web page, not a GGUF file (starts with {shown!r})", "download the file itself")
+    if text.startswith(b"version https://git-lfs"):
+        return HeaderError("is a git-lfs pointer, not the model itself", "run git lfs pull in its folder")
+    if len(start) > 8 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < n_bytes:
+        return HeaderError("is a safetensors checkpoint, not a GGUF file", "convert its folder with edge convert")
+    if start[:4] == b"PK\x03\x04" or start[:2] == b"\x80\x02":
+        return HeaderError(
+            "is a PyTorch or zip file, not a GGUF file", "convert the model's safetensors folder with edge convert"
+        )
+    if start[:4] in (b"lmgg", b"tjgg", b"algg", b"fmgg"):
+        return HeaderError("is in a format from before GGUF", "download or convert a GGUF file of the model")
+    return HeaderError(f"is not a GGUF file (starts with {shown!r})", "name a .gguf file")
+
+
+def _key(cursor: "_Cursor") -> str:
+    raw = cursor.string(MAX_KEY_BYTES, "a metadata key")
+    if not raw or not raw.isascii() or not raw.decode("ascii").isprintable():
+        raise HeaderError(f"has the metadata key {raw[:40]!r}")  # a NUL would hide a second key from C code
+    return raw.decode("ascii")
+
+
+def _value(cursor: "_Cursor", key: str, kept: list[bytes] | None) -> Value:
+    """Return the value of a key. kept, if given, receives the raw items of a string array."""
+    kind = cursor.u32()
+    if kind == STRING:
+        return cursor.text(key)
+    if kind == ARRAY:
+        return _array(cursor, key, kept)
+    if kind not in SCALARS:
+        raise HeaderError(f"{key} has the unknown value type {kind}")
+    return cursor.scalar(SCALARS[kind][1])
+
+
+def _array(cursor: "_Cursor", key: str, kept: list[bytes] | None) -> Value:
+    kind, count = cursor.u32(), cursor.u64()
+    if kind == ARRAY:
+        raise HeaderError(f"{key} is an array of arrays, which nothing reads")
+    if kind != STRING and kind not in SCALARS:
+        raise HeaderError(f"{key} is an array of the unknown type {kind}")
+    item_bytes = 8 if kind == STRING else struct.calcsize(SCALARS[kind][1])  # of a string: its length at least
+    if count > MAX_ITEMS or count * item_bytes > cursor.n_bytes - cursor.position:
+        raise HeaderError(f"{key} claims {count} items, too many for its {cursor.n_bytes} bytes")
+    offset = cursor.position
+    if kind == STRING:
+        items = cursor.walk_strings(count, keep=kept is not None or count <= EAGER_ITEMS)
+        if kept is not None:
+            kept.extend(items)
+        if count <= EAGER_ITEMS:
+            cursor.charge_text(sum(map(len, items)), key)
+            return tuple(item.decode("utf-8", "replace") for item in items)
+        return StoredArray("string", count, offset, cursor.position - offset, cursor.read_at)
+    name, code = SCALARS[kind]
+    if count <= EAGER_ITEMS:
+        values: tuple[Scalar, ...] = struct.unpack(f"<{count}{code}", cursor.take(count * item_bytes))
+        return values
+    cursor.skip(count * item_bytes)
+    return StoredArray(name, count, offset, count * item_bytes, cursor.read_at)
+
+
+def _tensor_info(cursor: "_Cursor") -> tuple[str, tuple[int, ...], str, int, int]:
+    """Return (name, shape, type name, offset in the data section, n_bytes)."""
+    raw = cursor.string(MAX_TENSOR_NAME_BYTES, "a tensor name")
+    try:
+        name = raw.decode("utf-8")
+    except UnicodeDecodeError:
+        name = ""
+    if not name.isprintable() or not name:
+        raise HeaderError(f"has a tensor named {raw!r}")
+    n_dims = cursor.u32()
+    if not 1 <= n_dims <= MAX_DIMS:
+        raise HeaderError(f"tensor {name} has {n_dims} dimensions")
+    shape: tuple[int, ...] = struct.unpack(f"<{n_dims}Q", cursor.take(8 * n_dims))
+    kind, offset = cursor.u32(), cursor.u64()
+    if kind in RETIRED_TENSOR_TYPES:
+        raise HeaderError(f"tensor {name} has type {kind}, which llama.cpp dropped", "convert the model again")
+    if kind not in TENSOR_TYPES:
+        raise HeaderError(f"tensor {name} has the unknown type {kind}", "update edge, or convert the model again")
+    type_name, block, block_bytes = TENSOR_TYPES[kind]
+    n_elements = 1
+    for dim in shape:
+        n_elements *= dim
+        if dim < 1 or n_elements >= 1 << 63:
+            raise HeaderError(f"tensor {name} has the impossible shape {shape}")
+    if shape[0] % block:
+        raise HeaderError(f"tensor {name} has rows of {shape[0]} values, {type_name} needs multiples of {block}")
+    return name, shape, type_name, offset, n_elements // block * block_bytes
+
+
+def _placed(
+    infos: list[tuple[str, tuple[int, ...], str, int, int]], end: int, alignment: int, n_bytes: int
+) -> tuple[TensorInfo, ...]:
+    """Turn offsets in the data section into offsets in the file, each tensor right behind the last, all inside."""
+    start = -(-end // alignment) * alignment
+    expected = 0
+    tensors = []
+    for name, shape, type_name, offset, size in infos:
+        if offset != expected:  # llama.cpp accepts no other place, so overlaps and holes end here too
+            raise HeaderError(f"tensor {name} lies at {offset}, it must lie at {expected}")
+        if start + offset + size > n_bytes:
+            needed = start + offset + size
+            problem = f"is incomplete: tensor {name} ends at byte {needed}, the file has {n_bytes}"
+            raise HeaderError(problem, DOWNLOAD_AGAIN)
+        tensors.append(TensorInfo(name, shape, type_name, start + offset, size))
+        expected = -(-(offset + size) // alignment) * alignment
+    return tuple(tensors)
+
+
+class _Cursor:
+    """A place in the file, and the window of bytes around it."""
+
+    def __init__(self, read_at: ReadAt, n_bytes: int, position: int = 0) -> None:
+        self.read_at = read_at
+        self.n_bytes = n_bytes
+        self._start = position  # of the window in the file
+        self._window = b""
+        self._at = 0  # in the window
+        self._n_items_left = MAX_ITEMS
+        self._n_text_bytes_left = MAX_TEXTS_BYTES
+
+    @property
+    def position(self) -> int:
+        return self._start + self._at
+
+    def peek(self, n: int) -> bytes:
+        """Return the next n bytes without moving; fewer where the file ends."""
+        n = min(n, self.n_bytes - self.position)
+        self._fill(n)
+        return self._window[self._at : self._at + n]
+
+    def take(self, n: int) -> bytes:
+        self._fill(n)
+        self._at += n
+        return self._window[self._at - n : self._at]
+
+    def skip(self, n: int) -> None:
+        self._check(n)
+        self._at += n  # may leave the window; the next _fill starts a new one
+
+    def u32(self) -> int:
+        return int.from_bytes(self.take(4), "little")
+
+    def u64(self) -> int:
+        return int.from_bytes(self.take(8), "little")
+
+    def scalar(self, code: str) -> Scalar:
+        value: Scalar = struct.unpack(f"<{code}", self.take(struct.calcsize(code)))[0]
+        return value
+
+    def string(self, n_bytes_most: int, what: str) -> bytes:
+        n = self.u64()
+        if n > n_bytes_most:
+            raise HeaderError(f"{what} claims {n} bytes")
+        return self.take(n)
+
+    def text(self, key: str) -> str:
+        raw = self.string(MAX_TEXT_BYTES, key)
+        self.charge_text(len(raw), key)
+        return raw.decode("utf-8", "replace")
+
+    def charge_text(self, n: int, key: str) -> None:
+        self._n_text_bytes_left -= n
+        if self._n_text_bytes_left < 0:
+            raise HeaderError(f"{key} brings the text in its metadata above {MAX_TEXTS_BYTES >> 20} MB")
+
+    def walk_strings(self, count: int, keep: bool) -> list[bytes]:
+        """Step over count strings; return their bytes if asked to. The hot loop: 300,000 turns for Qwen2."""
+        self._n_items_left -= count
+        if self._n_items_left < 0:
+            raise HeaderError(f"has more than {MAX_ITEMS} strings in its metadata")
+        length_at = struct.Struct("<Q").unpack_from
+        items: list[bytes] = []
+        self._fill(min(8 * count, WINDOW_BYTES))
+        window, at = self._window, self._at
+        for _ in range(count):
+            if at + 8 > len(window):
+                self._at = at
+                self._fill(8)
+                window, at = self._window, self._at
+            end = at + 8 + length_at(window, at)[0]
+            if end > len(window):
+                self._at = at
+                self._fill(end - at)
+                end += self._at - at
+                window, at = self._window, self._at
+            if keep:
+                items.append(window[at + 8 : end])
+            at = end
+        self._at = at
+        return items
+
+    def _check(self, n: int) -> None:
+        if n > self.n_bytes - self.position:
+            raise HeaderError(f"is incomplete: its header does not end within its {self.n_bytes} bytes", DOWNLOAD_AGAIN)
+        if self.position + n > MAX_HEADER_BYTES:
+            raise HeaderError(f"has a header of more than {MAX_HEADER_BYTES >> 20} MB")
+
+    def _fill(self, n: int) -> None:
+        """Make the window hold the next n bytes."""
+        if self._at + n <= len(self._window):
+            return
+        self._check(n)
+        self._start, self._at = self.position, 0
+        self._window = self.read_at(self._start, min(max(n, WINDOW_BYTES), self.n_bytes - self._start))
+        if len(self._window) < n:
+            raise HeaderError("became shorter while it was read", DOWNLOAD_AGAIN)

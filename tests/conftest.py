@@ -1,0 +1,22 @@
+"""What every test shares: the demo model as GGUF, made once per run, and a cache folder of the run's own."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """EDGE_CACHE points into the run's temporary folder: no test sees the user's files."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["EDGE_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def demo_model(cache: Path) -> Path:
+    """The bundled demo, converted to Q8_0."""
+    from edge.demo import demo_model
+
+    return demo_model("Q8_0")

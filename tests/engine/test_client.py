@@ -1,0 +1,237 @@
+"""The engine process under its client: replies, and every way of losing the process, with the real library."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edge.config import EngineSettings, Sampling
+from edge.engine.client import Engine, EngineClient
+from edge.engine.protocol import Done, Event, Generate, Text
+from edge.errors import EngineDiedError, EngineDownError, ModelFileError, OutOfRangeError, PoisonedRequestError
+
+PROMPT = (("<｜begin▁of▁sentence｜><｜User｜>", True), ("What is 347 + 85?", False), ("<｜Assistant｜><think>\n", True))
+GREEDY = Sampling(temperature=0)
+
+
+def ask(name: str = "1", **options: object) -> Generate:
+    return Generate(name, PROMPT, GREEDY, **options)  # type: ignore[arg-type]
+
+
+def endless(name: str = "long") -> Generate:
+    """A reply that runs until the context is full."""
+    return ask(name, ignore_end=True)
+
+
+def settings(demo: Path, **options: object) -> EngineSettings:
+    return EngineSettings(str(demo), n_threads=1, **options)  # type: ignore[arg-type]
+
+
+def answer(events: list[Event]) -> str:
+    return "".join(e.text for e in events if isinstance(e, Text) and e.kind == "answer")
+
+
+def with_client(s: EngineSettings, work: Callable[[EngineClient], Awaitable[None]]) -> None:
+    async def main() -> None:
+        client = EngineClient(s)
+        try:
+            await client.start()
+            await asyncio.wait_for(work(client), timeout=60)
+        finally:
+            await client.close()
+
+    asyncio.run(main())
+
+
+async def collect(stream: AsyncIterator[Event]) -> list[Event]:
+    return [event async for event in stream]
+
+
+async def first_text(stream: AsyncIterator[Event]) -> None:
+    async for event in stream:
+        if isinstance(event, Text):
+            return
+
+
+def test_the_front_never_loads_libllama(demo_model: Path) -> None:
+    with Engine(settings(demo_model)) as engine:
+        engine.start()
+        events = list(engine.generate(ask()))
+        assert answer(events).endswith("432")
+        maps = Path("/proc/self/maps").read_text()
+    assert "libllama" not in maps
+
+
+def test_streams_of_one_batch_give_the_same_greedy_answer(demo_model: Path) -> None:
+    async def work(client: EngineClient) -> None:
+        many = await asyncio.gather(*(collect(client.generate(ask(str(i)))) for i in range(6)))
+        assert {answer(events) for events in many} == {"347 + 85 = 432"}
+
+    with_client(settings(demo_model, n_slots=4), work)
+
+
+def test_the_same_seed_gives_the_same_reply(demo_model: Path) -> None:
+    async def work(client: EngineClient) -> None:
+        texts = []
+        for i in range(2):
+            await collect(client.generate(ask(f"before {i}", max_tokens=1)))  # both find the same tokens in the cache
+            hot = replace(ask(str(i)), sampling=Sampling(temperature=1.5, seed=11), max_tokens=60)
+            texts.append([event.text for event in await collect(client.generate(hot)) if isinstance(event, Text)])
+        assert texts[0] == texts[1]
+
+    with_client(settings(demo_model, n_slots=1), work)
+
+
+def test_cancel_ends_a_running_reply(demo_model: Path) -> None:
+    async def work(client: EngineClient) -> None:
+        events: list[Event] = []
+        async for event in client.generate(endless()):
+            if not events:
+                client.cancel("long")
+            events.append(event)
+        assert isinstance(events[-1], Done)
+        assert events[-1].finish_reason == "cancelled"
+
+    with_client(settings(demo_model), work)
+
+
+def test_leaving_a_stream_frees_its_slot(demo_model: Path) -> None:
+    async def work(client: EngineClient) -> None:
+        stream = client.generate(endless())
+        await first_text(stream)
+        await stream.aclose()  # type: ignore[attr-defined]
+        assert answer(await collect(client.generate(ask("2")))).endswith("432")
+
+    with_client(settings(demo_model, n_slots=1), work)
+
+
+def test_control_token_text_typed_by_a_person_stays_text(demo_model: Path) -> None:
+    async def work(client: EngineClient) -> None:
+        async def n_tokens(segments: tuple[tuple[str, bool], ...]) -> int:
+            events = await collect(client.generate(Generate("n", segments, GREEDY, max_tokens=1)))
+            assert isinstance(events[-1], Done)
+            return events[-1].n_prompt_tokens
+
+        assert await n_tokens((("<｜User｜>", True),)) == 1
+        assert await n_tokens((("<｜User｜>", False),)) > 1
+
+    with_client(settings(demo_model), work)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT])
+def test_death_fails_the_running_stream_and_spares_the_queue(demo_model: Path, how: signal.Signals) -> None:
+    async def work(client: EngineClient) -> None:
+        running = client.generate(endless())
+        await first_text(running)
+        queued = asyncio.create_task(collect(client.generate(ask("queued"))))
+        await asyncio.sleep(0.05)  # let it reach the engine's queue
+        assert client.pid is not None
+        os.kill(client.pid, how)
+        with pytest.raises(EngineDiedError) as died:
+            await collect(running)
+        assert how.name in died.value.reason
+        assert answer(await queued).endswith("432")
+        assert client.n_deaths == 1
+        assert client.state == "ok"
+
+    with_client(settings(demo_model, n_slots=1), work)
+
+
+def test_a_silent_engine_counts_as_dead(demo_model: Path) -> None:
+    async def work(client: EngineClient) -> None:
+        running = client.generate(endless())
+        await first_text(running)
+        assert client.pid is not None
+        os.kill(client.pid, signal.SIGSTOP)
+        with pytest.raises(EngineDiedError) as died:
+            await collect(running)
+        assert "did not answer for 2 s" in died.value.reason
+        assert answer(await collect(client.generate(ask("2")))).endswith("432")
+
+    with_client(settings(demo_model, hang_timeout_s=2.0), work)
+
+
+def test_a_request_seen_at_two_deaths_is_refused(demo_model: Path) -> None:
+    async def work(client: EngineClient) -> None:
+        for i in range(2):
+            running = client.generate(endless(str(i)))
+            await first_text(running)
+            assert client.pid is not None
+            os.kill(client.pid, signal.SIGKILL)
+            with pytest.raises(EngineDiedError):
+                await collect(running)
+        with pytest.raises(PoisonedRequestError) as refused:
+            await collect(client.generate(endless("3")))
+        assert refused.value.n_deaths == 2
+        assert answer(await collect(client.generate(ask("innocent")))).endswith("432")
+
+    with_client(settings(demo_model), work)
+
+
+def test_five_deaths_leave_it_down_with_the_reason(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edge.engine.client.BACKOFF_S", (0.0,))
+
+    async def work(client: EngineClient) -> None:
+        for i in range(5):
+            running = client.generate(replace(endless(str(i)), max_tokens=3000 + i))
+            await first_text(running)
+            assert client.pid is not None
+            os.kill(client.pid, signal.SIGKILL)
+            with pytest.raises(EngineDiedError):
+                await collect(running)
+        while client.state != "down":
+            await asyncio.sleep(0.01)
+        with pytest.raises(EngineDownError) as down:
+            await collect(client.generate(ask("late")))
+        assert "SIGKILL" in down.value.reason
+
+    with_client(settings(demo_model), work)
+
+
+def test_a_model_that_cannot_be_loaded_is_an_error_not_a_death(tmp_path: Path) -> None:
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(b"GGUF" + b"\0" * 60)
+
+    async def main() -> None:
+        client = EngineClient(EngineSettings(str(path), n_threads=1))
+        with pytest.raises(ModelFileError) as error:
+            await client.start()
+        assert error.value.path == path
+        await client.close()
+
+    asyncio.run(main())
+
+
+def test_the_engine_dies_with_its_front(demo_model: Path) -> None:
+    import subprocess
+    import sys
+    import time
+
+    code = (
+        "import sys, time; from edge.engine.client import Engine; from edge.config import EngineSettings;"
+        "e = Engine(EngineSettings(sys.argv[1], n_threads=1)); e.start(); print(e.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(demo_model)], stdout=subprocess.PIPE, text=True) as front:
+        assert front.stdout is not None
+        pid = int(front.stdout.readline())
+        front.kill()
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists() and Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z":
+        assert time.monotonic() < deadline, "the engine outlived its front"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("temperature", float("nan")), ("top_p", 0), ("top_k", -1), ("seed", -5), ("min_p", 2.0)]
+)
+def test_a_number_out_of_range_is_refused_by_name(demo_model: Path, name: str, value: float) -> None:
+    client = EngineClient(settings(demo_model))
+    request = replace(ask(), sampling=replace(GREEDY, **{name: value}))  # type: ignore[arg-type]
+    with pytest.raises(OutOfRangeError) as refused:
+        asyncio.run(collect(client.generate(request)))
+    assert refused.value.name == name
+    assert str(refused.value).startswith(f"{name} is ")
