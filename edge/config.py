@@ -60,6 +60,9 @@ class EngineSettings:
     n_threads: int | None = None  # None: one per core of the fast cluster
     step_time_s: float = 0.2  # a prompt chunk may hold up running streams for this long
     n_queue: int = 64  # waiting requests before "busy"
+    prefix_dir: str | None = None  # where states of shared prompt beginnings are kept; None: nowhere
+    n_prefix_bytes_max: int = 1 << 30
+    n_prefix_bytes_per_day: int = 2 << 30  # an SD card is worn out by writing
     hang_timeout_s: float = 60.0  # an engine silent for this long is dead; one micro-batch must fit in it
 
 

@@ -130,6 +130,14 @@ class FakeLlama:
         assert not self.kv.get(target), "the target is emptied first"
         self.kv[target] = self.kv[source][:end]
 
+    def save_sequence(self, sequence: int) -> bytes:
+        return bytes(self.kv[sequence])
+
+    def load_sequence(self, sequence: int, state: bytes) -> bool:
+        assert not self.kv.get(sequence), "the sequence is emptied first"
+        self.kv[sequence] = list(state)
+        return True
+
 
 def replies(*pairs: tuple[str, str]) -> Callable[[bytes], bytes | None]:
     """A script: after this prompt, that reply, then the end. Text fed in between by the scheduler is stepped over."""

@@ -6,6 +6,7 @@ checked here once: token ids, positions and batch widths that libllama would abo
 """
 
 import ctypes
+import hashlib
 import os
 import re
 import sys
@@ -297,6 +298,19 @@ class Llama:
         """Let target share the first `end` positions of source; costs no memory in a shared pool."""
         lib.llama_memory_seq_cp(self._memory, source, target, 0, end)
 
+    def save_sequence(self, sequence: int) -> bytes:
+        """The KV state of a sequence, for load_sequence of the same model, library and settings."""
+        n_bytes = lib.llama_state_seq_get_size(self._context, sequence)
+        state = (ctypes.c_uint8 * n_bytes)()
+        n_written = lib.llama_state_seq_get_data(self._context, state, n_bytes, sequence)
+        return bytes(memoryview(state)[:n_written])
+
+    def load_sequence(self, sequence: int, state: bytes) -> bool:
+        """Put a saved state into an empty sequence; False if it does not fit. libllama aborts on a damaged one:
+        give only what save_sequence made, whole."""
+        data = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
+        return bool(lib.llama_state_seq_set_data(self._context, data, len(state), sequence))
+
     def close(self) -> None:
         if self._context:
             lib.llama_free(self._context)
@@ -309,6 +323,18 @@ def _report(progress: Callable[[float], None] | None, share: float) -> bool:
     if progress is not None:
         progress(share)
     return True
+
+
+def fingerprint(path: Path, loading: Loading) -> str:
+    """Names what a saved state depends on: the model file, the library, the settings that shape the KV cache."""
+    folder = Path(lib.__file__).parent / "lib"
+    library = [(file.name, file.stat().st_size) for file in sorted(folder.iterdir())]
+    with path.open("rb") as file:
+        beginning = file.read(1 << 20)
+        file.seek(max(0, path.stat().st_size - (1 << 20)))
+        end = file.read()
+    facts = repr((path.stat().st_size, library, loading.n_sequences, lib.llama_print_system_info()))
+    return hashlib.sha256(beginning + end + facts.encode()).hexdigest()
 
 
 def on_abort(report: Callable[[str], None]) -> Any:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edge.config import MIN_ANSWER_TOKENS, EngineSettings, Sampling
 from edge.engine.grammar import Grammars, Matcher
 from edge.engine.loops import LoopDetector
+from edge.engine.prefix import PrefixStore
 from edge.engine.protocol import AnswerNow, Cancel, Done, Event, Failed, FinishReason, Generate, Phase, Progress, Text
 from edge.engine.reasoning import CLOSING, Reasoning, opens_thought
 from edge.errors import BusyError, ConstraintDeadEndError, ContextOverflowError, EdgeError, EngineError
@@ -24,7 +25,9 @@ from edge.text import CharacterStream, StopMatcher
 
 NO_ROOM = 1  # decode code: the KV pool is full, nothing was changed
 MIN_CHUNK_TOKENS = 16  # smaller prompt chunks lose more than 10 % of the prefill rate
-MIN_SHARED_TOKENS = 32  # a shared beginning worth waiting for
+MIN_SHARED_TOKENS = 32  # a shared beginning worth waiting for, or loading
+MIN_KEPT_TOKENS = 256  # a shared beginning worth writing to disk
+N_TURN_END_TOKENS = 8  # a conversation's next turn shares its last prompt but for the assistant's opening tokens
 
 
 class Door(Protocol):
@@ -46,6 +49,8 @@ class Door(Protocol):
     def sample(self, sampler: Any, index: int) -> int: ...
     def remove(self, sequence: int, start: int = 0, end: int = -1) -> bool: ...
     def copy(self, source: int, target: int, end: int) -> None: ...
+    def save_sequence(self, sequence: int) -> bytes: ...
+    def load_sequence(self, sequence: int, state: bytes) -> bool: ...
 
 
 @dataclass
@@ -54,6 +59,7 @@ class Slot:
 
     sequence: int
     tokens: list[int] = field(default_factory=list)
+    n_prompt_tokens: int = 0  # how many of them were the last request's prompt
     last_used: int = 0  # number of the step
 
 
@@ -99,9 +105,16 @@ class Stream:
 class Scheduler:
     """Owns the model between load and close. Call `step` for as long as `has_work`."""
 
-    def __init__(self, llama: Door, settings: EngineSettings, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        llama: Door,
+        settings: EngineSettings,
+        prefixes: PrefixStore | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         self._llama = llama
         self._settings = settings
+        self._prefixes = prefixes
         self._clock = clock
         self._batch = llama.new_batch()
         self._grammars = Grammars(llama)
@@ -197,28 +210,56 @@ class Scheduler:
             if stream is None:
                 break
             self._waiting.remove(stream)
-            free = [slot for slot in self._slots if all(other.slot is not slot for other in self._active)]
-            holders = {slot.sequence: _shared(slot.tokens, stream.todo) for slot in self._slots}
-            best = max(self._slots, key=lambda slot: holders[slot.sequence])
-            # the last prompt token is always decoded: its logits are needed
-            n_shared = min(holders[best.sequence], len(stream.todo) - 1)
-            # among the slots that share nothing worth keeping, the longest unused
-            slot = best if best in free else min(free, key=lambda slot: slot.last_used)
-            if slot is best:
-                self._llama.remove(slot.sequence, n_shared)
-            else:
-                self._llama.remove(slot.sequence)
-                if n_shared:
-                    self._llama.copy(best.sequence, slot.sequence, n_shared)
-            slot.tokens = stream.todo[:n_shared]
-            stream.todo = stream.todo[n_shared:]
-            stream.slot = slot
+            stream.slot = self._slot_for(stream.todo)
+            n_shared = len(stream.slot.tokens)
+            del stream.todo[:n_shared]
             if stream.n_parked == 0:
                 stream.n_cached_tokens = n_shared
                 stream.started_s = self._clock()
+                stream.slot.n_prompt_tokens = stream.n_prompt_tokens
             self._active.append(stream)
             self._outbox.append(Phase(stream.request.id, "running"))
         return self._drain()
+
+    def _slot_for(self, tokens: list[int]) -> Slot:
+        """A free slot that holds as much of the beginning of tokens as any slot or the disk has."""
+        free = [slot for slot in self._slots if all(other.slot is not slot for other in self._active)]
+        best = max(self._slots, key=lambda slot: _shared(slot.tokens, tokens))
+        # the last prompt token is always decoded: its logits are needed
+        n_shared = min(_shared(best.tokens, tokens), len(tokens) - 1)
+        is_branch = n_shared < best.n_prompt_tokens - N_TURN_END_TOKENS  # not the next turn of the same conversation
+        slot = best if best in free else min(free, key=lambda slot: slot.last_used)
+        if slot is best:
+            self._llama.remove(slot.sequence, n_shared)
+        else:
+            self._llama.remove(slot.sequence)
+            if n_shared:
+                self._llama.copy(best.sequence, slot.sequence, n_shared)
+        slot.tokens = tokens[:n_shared]
+        if self._prefixes is not None:
+            self._restore(slot, tokens, self._prefixes)
+            if is_branch and n_shared >= MIN_KEPT_TOKENS and len(slot.tokens) == n_shared:
+                self._keep(slot, self._prefixes)
+        return slot
+
+    def _restore(self, slot: Slot, tokens: list[int], prefixes: PrefixStore) -> None:
+        """Put a beginning from disk into the slot if it is worth it."""
+        entry = prefixes.longest(tokens)
+        if entry is None or entry.n_tokens < len(slot.tokens) + MIN_SHARED_TOKENS:
+            return
+        if (state := prefixes.load(entry)) is None:
+            return
+        self._llama.remove(slot.sequence)
+        if self._llama.load_sequence(slot.sequence, state):
+            slot.tokens = tokens[: entry.n_tokens]
+        else:  # no room in the pool, or libllama would not have it
+            self._llama.remove(slot.sequence)
+            slot.tokens = []
+
+    def _keep(self, slot: Slot, prefixes: PrefixStore) -> None:
+        """Save the slot's tokens: two different requests began with them."""
+        if prefixes.wants(slot.tokens):
+            prefixes.save(slot.tokens, self._llama.save_sequence(slot.sequence))
 
     def _next_waiting(self) -> Stream | None:
         """The oldest request of the client with the fewest running; none if all had better wait a little.

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from edge.board.topology import allowed_cpus, compute_cpus
 from edge.engine import protocol
+from edge.engine.prefix import PrefixStore
 from edge.engine.protocol import AnswerNow, Beat, Cancel, Close, Event, Failed, Generate, Load, Loading, Phase, Ready
 from edge.engine.scheduler import Scheduler
 from edge.errors import EdgeError
@@ -65,25 +66,31 @@ def serve(front: Front) -> None:
     from edge.engine import llama  # loads libllama: only now, with the affinity set
 
     keep = llama.on_abort(_leave_with_reason)
+    path = Path(settings.model)
+    loading = llama.Loading(
+        n_ctx_tokens=settings.n_ctx_tokens,
+        n_ubatch_tokens=settings.n_ubatch_tokens,
+        n_sequences=settings.n_slots,
+        n_outputs=settings.n_slots,
+        n_threads=n_threads,
+    )
     started_s = time.perf_counter()
     try:
-        model = llama.Llama(
-            Path(settings.model),
-            llama.Loading(
-                n_ctx_tokens=settings.n_ctx_tokens,
-                n_ubatch_tokens=settings.n_ubatch_tokens,
-                n_sequences=settings.n_slots,
-                n_outputs=settings.n_slots,
-                n_threads=n_threads,
-            ),
-            progress=_throttled(lambda share: front.send(Loading(share))),
-        )
+        model = llama.Llama(path, loading, progress=_throttled(lambda share: front.send(Loading(share))))
     except EdgeError as error:
         front.send(Failed.of("", error))
         return
     load_time_s = time.perf_counter() - started_s
     front.send(Ready(model.n_ctx_tokens, settings.n_slots, n_threads, load_time_s, llama.system_info()))
-    scheduler = Scheduler(model, settings)
+    prefixes = None
+    if settings.prefix_dir is not None:
+        prefixes = PrefixStore(
+            Path(settings.prefix_dir),
+            llama.fingerprint(path, loading),
+            n_bytes_max=settings.n_prefix_bytes_max,
+            n_bytes_per_day=settings.n_prefix_bytes_per_day,
+        )
+    scheduler = Scheduler(model, settings, prefixes)
     last_beat_s = 0.0
     while _receive(front, scheduler):
         front.send(*scheduler.admit())  # told before the step: a step that kills us names its requests
@@ -91,6 +98,8 @@ def serve(front: Front) -> None:
         if (now := time.perf_counter()) - last_beat_s >= BEAT_S:
             front.send(Beat())
             last_beat_s = now
+    if prefixes is not None:
+        prefixes.finish()
     model.close()
     del keep
 

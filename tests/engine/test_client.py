@@ -235,3 +235,24 @@ def test_a_number_out_of_range_is_refused_by_name(demo_model: Path, name: str, v
         asyncio.run(collect(client.generate(request)))
     assert refused.value.name == name
     assert str(refused.value).startswith(f"{name} is ")
+
+
+def test_a_shared_beginning_outlives_the_engine(demo_model: Path, tmp_path: Path) -> None:
+    system = "Answer as a careful calculator would. " * 30
+
+    def question(i: int) -> Generate:
+        prompt = (("<｜begin▁of▁sentence｜>", True), (system, False), ("<｜User｜>", True), (f"What is {i} + 1?", False))
+        return Generate(str(i), (*prompt, ("<｜Assistant｜><think>\n", True)), GREEDY, max_tokens=80)
+
+    def cached(numbers: range) -> list[int]:
+        counts = []
+        with Engine(settings(demo_model, n_slots=1, prefix_dir=str(tmp_path))) as engine:
+            engine.start()
+            for i in numbers:
+                (done,) = [e for e in engine.generate(question(i)) if isinstance(e, Done)]
+                counts.append(done.n_cached_tokens)
+        return counts
+
+    first, second, _ = cached(range(3))
+    assert first == 0 < second
+    assert cached(range(7, 8)) == [second]
