@@ -27,7 +27,6 @@ NO_ROOM = 1  # decode code: the KV pool is full, nothing was changed
 MIN_CHUNK_TOKENS = 16  # smaller prompt chunks lose more than 10 % of the prefill rate
 MIN_SHARED_TOKENS = 32  # a shared beginning worth waiting for, or loading
 MIN_KEPT_TOKENS = 256  # a shared beginning worth writing to disk
-N_TURN_END_TOKENS = 8  # a conversation's next turn shares its last prompt but for the assistant's opening tokens
 
 
 class Door(Protocol):
@@ -59,7 +58,7 @@ class Slot:
 
     sequence: int
     tokens: list[int] = field(default_factory=list)
-    n_prompt_tokens: int = 0  # how many of them were the last request's prompt
+    n_question_tokens: int = 0  # the last request's prompt, but for what opens the assistant's turn
     last_used: int = 0  # number of the step
 
 
@@ -74,6 +73,7 @@ class Stream:
     sampler: Any
     matcher: Matcher | None
     n_prompt_tokens: int
+    n_question_tokens: int  # without the last piece of template, which opens the assistant's turn
     slot: Slot | None = None
     n_cached_tokens: int = 0
     started_s: float = 0.0
@@ -145,9 +145,11 @@ class Scheduler:
     def _stream(self, request: Generate) -> Stream:
         if len(self._waiting) >= self._settings.n_queue:
             raise BusyError(n_waiting=len(self._waiting))
-        prompt = [
-            token for text, is_template in request.segments for token in self._llama.tokenize(text, control=is_template)
-        ]
+        prompt: list[int] = []
+        n_question = 0
+        for text, is_template in request.segments:
+            n_question = len(prompt)
+            prompt += self._llama.tokenize(text, control=is_template)
         n_ctx = self._llama.n_ctx_tokens
         if not prompt:
             raise EngineError("the prompt is empty", "type a question")
@@ -165,6 +167,7 @@ class Scheduler:
             sampler=self._llama.new_sampler(request.sampling, self._end_tokens if request.ignore_end else []),
             matcher=self._grammars.matcher(request.constraint) if request.constraint else None,
             n_prompt_tokens=len(prompt),
+            n_question_tokens=n_question or len(prompt),
         )
 
     def cancel(self, message: Cancel) -> None:
@@ -216,7 +219,7 @@ class Scheduler:
             if stream.n_parked == 0:
                 stream.n_cached_tokens = n_shared
                 stream.started_s = self._clock()
-                stream.slot.n_prompt_tokens = stream.n_prompt_tokens
+                stream.slot.n_question_tokens = stream.n_question_tokens
             self._active.append(stream)
             self._outbox.append(Phase(stream.request.id, "running"))
         return self._drain()
@@ -227,7 +230,7 @@ class Scheduler:
         best = max(self._slots, key=lambda slot: _shared(slot.tokens, tokens))
         # the last prompt token is always decoded: its logits are needed
         n_shared = min(_shared(best.tokens, tokens), len(tokens) - 1)
-        is_branch = n_shared < best.n_prompt_tokens - N_TURN_END_TOKENS  # not the next turn of the same conversation
+        is_branch = n_shared < best.n_question_tokens  # else it is the next turn of the same conversation
         slot = best if best in free else min(free, key=lambda slot: slot.last_used)
         if slot is best:
             self._llama.remove(slot.sequence, n_shared)

@@ -241,7 +241,12 @@ def test_a_shared_beginning_outlives_the_engine(demo_model: Path, tmp_path: Path
     system = "Answer as a careful calculator would. " * 30
 
     def question(i: int) -> Generate:
-        prompt = (("<｜begin▁of▁sentence｜>", True), (system, False), ("<｜User｜>", True), (f"What is {i} + 1?", False))
+        prompt = (
+            ("<｜begin▁of▁sentence｜>", True),
+            (system, False),
+            ("<｜User｜>", True),
+            (f"What is {i} + 1?", False),
+        )
         return Generate(str(i), (*prompt, ("<｜Assistant｜><think>\n", True)), GREEDY, max_tokens=80)
 
     def cached(numbers: range) -> list[int]:

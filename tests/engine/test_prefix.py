@@ -1,5 +1,6 @@
 """Saved prompt beginnings: found again, never believed when damaged or foreign, bounded in size and in writing."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -128,8 +129,8 @@ def test_a_conversation_that_goes_on_writes_nothing(tmp_path: Path) -> None:
     s = Scheduler(llama, EngineSettings("fake", n_slots=1), prefixes, clock=llama.clock)
     prompt = "first question, rather long " * 12
     for turn in range(4):
-        s.submit(request(str(turn), prompt + "<think>"))
+        s.submit(replace(request(str(turn), prompt), segments=((prompt, False), ("<assistant><think>", True))))
         run(s)
-        prompt += "! and then another question " * 3
+        prompt += "<assistant>! and then another question " * 3
     prefixes.finish()
     assert not list(tmp_path.glob("*.kv"))
