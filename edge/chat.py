@@ -37,6 +37,7 @@ class Conversation:
     system: str | None = None
     max_tokens: int | None = None
     messages: list[dict[str, str]] = field(default_factory=list)  # role user or assistant, in turn
+    n_dropped_turns: int = 0  # oldest turns that the context has no more room for
 
     def request(self) -> Generate:
         """The request for the next reply to the messages so far."""
@@ -54,8 +55,10 @@ class Conversation:
     ) -> Iterator[Event]:
         """Add a question and yield the events of its reply; the answer joins the messages when it is done.
 
-        on_start gets the request's id, to cancel it by. A question that got no whole reply is taken back.
+        on_start gets the request's id, to cancel it by. After a question that got no whole reply the conversation is
+        as it was before.
         """
+        before = list(self.messages), self.n_dropped_turns
         self.messages.append({"role": "user", "content": question})
         answer = ""
         is_done = False
@@ -69,7 +72,7 @@ class Conversation:
                 yield event
         finally:
             if not is_done:
-                self.messages.pop()
+                self.messages, self.n_dropped_turns = before
 
     def _generate(self, engine: Generates, on_start: Callable[[str], None]) -> Iterator[Event]:
         while True:
@@ -82,6 +85,9 @@ class Conversation:
                 if len(self.messages) == 1:  # the question alone is too long
                     raise
                 del self.messages[:2]
+                self.n_dropped_turns += 1
 
     def clear(self) -> None:
+        """Forget all turns; the system prompt stays."""
         self.messages.clear()
+        self.n_dropped_turns = 0

@@ -150,8 +150,8 @@ def inspect(model: str | None, *, as_json: bool) -> None:
     """
     import json
 
-    from edge.model.gguf import read_model_info
     from edge.model.facts import describe, to_json
+    from edge.model.gguf import read_model_info
 
     info = read_model_info(model_path(model))
     if as_json:

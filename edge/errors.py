@@ -92,6 +92,14 @@ class TemplateError(EdgeError):
 
 
 @dataclass(eq=False)
+class RefusedMessagesError(TemplateError):
+    """A chat template that does not take these messages; problem is what it says itself."""
+
+    def __str__(self) -> str:
+        return f"the model's chat template refuses these messages: {self.problem}; change their roles or their order"
+
+
+@dataclass(eq=False)
 class EngineError(EdgeError):
     """The native library refused or failed."""
 

@@ -58,6 +58,7 @@ def interrupts(engine: Engine) -> Iterator[list[str]]:
 
 def reply(conversation: Conversation, engine: Engine, question: str, *, show_thought: bool) -> Done:
     """Ask, and print the reply as it comes. Returns its numbers."""
+    n_dropped_before = conversation.n_dropped_turns
     with interrupts(engine) as ids:
         printer = Printer(show_thought)
         try:
@@ -66,6 +67,8 @@ def reply(conversation: Conversation, engine: Engine, question: str, *, show_tho
         finally:
             printer.finish()
     assert printer.done is not None, "a reply ends with Done or an error"
+    if n_dropped := conversation.n_dropped_turns - n_dropped_before:
+        notes.print(f"[dim]the context is full: forgot the oldest {n_dropped} question(s) and answer(s)[/]")
     notes.print(f"[dim]{summary(printer.done)}[/]")
     return printer.done
 

@@ -70,6 +70,9 @@ class FakeLlama:
     def tokenize(self, text: str, *, control: bool) -> list[int]:
         return list(text.encode())
 
+    def tokenize_segments(self, segments: Sequence[tuple[str, bool]]) -> list[int]:
+        return [token for text, control in segments for token in self.tokenize(text, control=control)]
+
     def piece(self, token: int) -> bytes:
         return bytes([token]) if token < END else b"<end>"
 

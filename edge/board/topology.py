@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+WEIGHT_BYTES_PER_THREAD = 8 << 20
+
 
 def allowed_cpus() -> list[int]:
     """Logical CPUs this process may use (affinity and cpuset limits included)."""
@@ -27,6 +29,12 @@ def compute_cpus(allowed: list[int] | None = None, root: Path = Path("/")) -> li
         siblings = _read(folder / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu)
         first_of_core.setdefault(siblings, cpu)
     return sorted(first_of_core.values())
+
+
+def n_compute_threads(n_cpus: int, n_weight_bytes: int) -> int:
+    """Threads for a model: all cores, but fewer for a tiny one. Threads meet some 15 times a layer and token; below
+    WEIGHT_BYTES_PER_THREAD the meeting costs more than the work, and on a busy machine a hundred times more."""
+    return max(1, min(n_cpus, n_weight_bytes // WEIGHT_BYTES_PER_THREAD))
 
 
 def _speed(cpu: Path) -> int:

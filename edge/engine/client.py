@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from edge.config import SAMPLING_RANGES, EngineSettings
@@ -29,6 +30,7 @@ from edge.errors import EdgeError, EngineDiedError, EngineDownError, OutOfRangeE
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 LINE_LIMIT_BYTES = 16 << 20
 BACKOFF_S = (0.0, 0.5, 2.0, 8.0)  # before the n-th restart in a row
 MAX_DEATHS, DEATHS_WINDOW_S = 5, 120.0
@@ -51,7 +53,7 @@ class EngineClient:
     """One engine process and the requests given to it. Use from one event loop."""
 
     def __init__(self, settings: EngineSettings, on_loading: Callable[[float], None] | None = None) -> None:
-        self.settings = settings
+        self.settings = replace(settings, model=str(Path(settings.model).absolute()))
         self.state: State = "loading"
         self.ready: Ready | None = None
         self.n_deaths = 0
@@ -205,6 +207,7 @@ class EngineClient:
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+                cwd=PACKAGE_ROOT,  # python -m looks for modules there first: never in the user's folder
                 start_new_session=True,  # Ctrl-C in the terminal is for the front alone
             )
         reader, self._writer = await asyncio.open_connection(sock=ours, limit=LINE_LIMIT_BYTES)

@@ -10,7 +10,7 @@ import hashlib
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -207,6 +207,23 @@ class Llama:
         parts = self._user_defined.sub(lambda found: f"{found[0][0]}\0{found[0][1:]}", text.replace("\0", " "))
         return [token for part in parts.split("\0") for token in self._tokenize(part, control=False)]
 
+    def tokenize_segments(self, segments: Sequence[tuple[str, bool]]) -> list[int]:
+        """Token ids of a prompt in (text, is_template) pieces. Control tokens are read in template text only.
+
+        What lies between two control tokens is tokenised as one text, as the model saw it in training.
+        """
+        tokens: list[int] = []
+        plain = ""
+        for text, is_template in segments:
+            pieces = self._control.split(text) if is_template else [text]  # plain, control, plain, …
+            for i, piece in enumerate(pieces):
+                if i % 2 == 0:
+                    plain += piece
+                else:
+                    tokens += self.tokenize(plain, control=False) + self._tokenize(piece, control=True)
+                    plain = ""
+        return tokens + self.tokenize(plain, control=False)
+
     def _tokenize(self, text: str, *, control: bool) -> list[int]:
         data = text.encode("utf-8", "replace")
         n_max = len(data) + 8
@@ -218,14 +235,18 @@ class Llama:
     @cached_property
     def _user_defined(self) -> re.Pattern[str]:
         """Matches the text of every user-defined token that is more than white space."""
-        marked = (
-            i
-            for i in range(self.n_vocab)
-            if lib.llama_vocab_get_attr(self._vocab, i) & lib.LLAMA_TOKEN_ATTR_USER_DEFINED
-        )
+        return self._any_of(lib.LLAMA_TOKEN_ATTR_USER_DEFINED, least=2)
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        """Matches, as its one group, the text of every token that is read in template text only."""
+        return self._any_of(lib.LLAMA_TOKEN_ATTR_USER_DEFINED | lib.LLAMA_TOKEN_ATTR_CONTROL, least=1)
+
+    def _any_of(self, attributes: int, least: int) -> re.Pattern[str]:
+        marked = (i for i in range(self.n_vocab) if lib.llama_vocab_get_attr(self._vocab, i) & attributes)
         texts = (self.piece(token).decode("utf-8", "replace") for token in marked)
-        longest_first = sorted((text for text in texts if len(text.strip()) > 1), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+        longest_first = sorted((text for text in texts if len(text.strip()) >= least), key=len, reverse=True)
+        return re.compile("(" + ("|".join(map(re.escape, longest_first)) or r"(?!)") + ")")
 
     def piece(self, token: int) -> bytes:
         """The bytes a token stands for; control tokens are spelled out."""

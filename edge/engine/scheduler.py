@@ -7,7 +7,7 @@ sockets or chat roles; `FakeLlama` in the tests stands in for the model.
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -37,6 +37,7 @@ class Door(Protocol):
     n_batch_tokens: int
 
     def tokenize(self, text: str, *, control: bool) -> list[int]: ...
+    def tokenize_segments(self, segments: Sequence[tuple[str, bool]]) -> list[int]: ...
     def piece(self, token: int) -> bytes: ...
     def is_end(self, token: int) -> bool: ...
     def end_tokens(self) -> list[int]: ...
@@ -145,11 +146,8 @@ class Scheduler:
     def _stream(self, request: Generate) -> Stream:
         if len(self._waiting) >= self._settings.n_queue:
             raise BusyError(n_waiting=len(self._waiting))
-        prompt: list[int] = []
-        n_question = 0
-        for text, is_template in request.segments:
-            n_question = len(prompt)
-            prompt += self._llama.tokenize(text, control=is_template)
+        prompt = self._llama.tokenize_segments(request.segments)
+        n_question = len(self._llama.tokenize_segments(request.segments[:-1]))
         n_ctx = self._llama.n_ctx_tokens
         if not prompt:
             raise EngineError("the prompt is empty", "type a question")

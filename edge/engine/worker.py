@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from edge.board.topology import allowed_cpus, compute_cpus
+from edge.board.topology import allowed_cpus, compute_cpus, n_compute_threads
 from edge.engine import protocol
 from edge.engine.prefix import PrefixStore
 from edge.engine.protocol import AnswerNow, Beat, Cancel, Close, Event, Failed, Generate, Load, Loading, Phase, Ready
@@ -47,11 +47,12 @@ class Front:
         os._exit(0)  # the front is gone: nobody is left to compute for
 
 
-def pin(n_threads: int | None) -> int:
+def pin(n_threads: int | None, n_weight_bytes: int) -> int:
     """Bind this process to the cores it computes on; returns the number of threads. Call before libllama computes."""
     cpus = compute_cpus()
-    n_threads = n_threads or len(cpus)
-    if n_threads == len(cpus) < len(allowed_cpus()) and hasattr(os, "sched_setaffinity"):
+    if n_threads is None:
+        n_threads = n_compute_threads(len(cpus), n_weight_bytes)
+    if n_threads <= len(cpus) < len(allowed_cpus()) and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cpus)
     return n_threads
 
@@ -61,12 +62,12 @@ def serve(front: Front) -> None:
     load = front.inbox.get()
     assert isinstance(load, Load)
     settings = load.settings
-    n_threads = pin(settings.n_threads)
+    path = Path(settings.model)
+    n_threads = pin(settings.n_threads, path.stat().st_size if path.is_file() else 0)
 
     from edge.engine import llama  # loads libllama: only now, with the affinity set
 
     keep = llama.on_abort(_leave_with_reason)
-    path = Path(settings.model)
     loading = llama.Loading(
         n_ctx_tokens=settings.n_ctx_tokens,
         n_ubatch_tokens=settings.n_ubatch_tokens,

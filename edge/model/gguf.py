@@ -45,8 +45,17 @@ SAMPLING_KEYS = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min
 LOOKED_UP = ("token_embd.weight", "per_layer_token_embd.weight", "position_embd.weight")  # one row read per token
 ENDING_TOKENS = ("bos", "eos", "eot", "eom")  # must exist; a bad padding id, common in old files, is only noted
 DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2}, "gpt2": {"bos": 11, "eos": 11}}  # libllama's, by tokenizer
-# Attention in these is asserted to rotate whole heads of one size (src/models/*.cpp of llama.cpp).
-ROTATES_WHOLE_HEADS = ("granite", "llama", "mistral3", "qwen2", "qwen3")
+# Architectures whose graph asserts that K, V and the rotated part of a head are of one size (src/models/*.cpp).
+# fmt: off
+ROTATES_WHOLE_HEADS = {
+    "apertus", "arcee", "arctic", "baichuan", "chameleon", "codeshell", "dbrx", "deepseek", "dots1", "dream",
+    "ernie4_5", "ernie4_5-moe", "exaone", "exaone-moe", "exaone4", "falcon", "granite", "granitemoe", "grok",
+    "grovemoe", "hunyuan-dense", "hunyuan-moe", "internlm2", "llada", "llada-moe", "llama", "llama4", "maincoder",
+    "mellum", "minicpm", "mistral3", "olmo", "olmo2", "olmoe", "orion", "pangu-embedded", "plamo", "qwen2",
+    "qwen2moe", "qwen2vl", "qwen3", "qwen3moe", "qwen3vl", "qwen3vlmoe", "rnd1", "seed_oss", "smallthinker",
+    "smollm3", "starcoder2", "xverse",
+}
+# fmt: on
 
 
 @dataclass(frozen=True)
@@ -122,7 +131,11 @@ class ModelInfo:
     @property
     def head_dim(self) -> int:
         """Values per head of K; 0 in a model without attention."""
-        return self._number("attention.key_length", self.n_embd // self.n_heads if self.n_heads else 0)
+        return self._number("attention.key_length", self._head_share())
+
+    @property
+    def head_dim_v(self) -> int:
+        return self._number("attention.value_length", self._head_share())
 
     @property
     def n_ctx_train(self) -> int:
@@ -149,8 +162,7 @@ class ModelInfo:
     @property
     def kv_bytes_per_token(self) -> int:
         """Room one token takes in the KV cache, K and V in f16. An upper bound where layers look back only so far."""
-        values = self._number("attention.value_length", self.head_dim)
-        return sum(self._heads_kv()) * (self.head_dim + values) * 2
+        return sum(self._heads_kv()) * (self.head_dim + self.head_dim_v) * 2
 
     @property
     def bytes_read_per_token(self) -> int:
@@ -223,6 +235,9 @@ class ModelInfo:
         if isinstance(value, tuple):
             return tuple(int(item) for item in value)
         return (self._number(name, 0),) * self.n_layers
+
+    def _head_share(self) -> int:
+        return self.n_embd // self.n_heads if self.n_heads else 0
 
     def _heads_kv(self) -> tuple[int, ...]:
         is_named = self.key("attention.head_count_kv") is not None
@@ -314,7 +329,11 @@ def _check_kind(metadata: Mapping[str, Value]) -> None:
     if metadata.get(f"{architecture}.attention.causal", True) is not True:
         raise HeaderError("is an embedding model and writes no text", "use a chat model")
     for key, value in metadata.items():
-        if key.startswith("general.sampling.") and key.rpartition(".")[2] in SAMPLING_KEYS:
+        if key.startswith(f"{architecture}.") and isinstance(value, float):
+            is_sound = math.isfinite(value) and (value >= 0 or not key.endswith("_epsilon"))  # asserted in the norm
+            if not is_sound:
+                raise HeaderError(f"{key} is {value}", "convert the model again")
+        elif key.startswith("general.sampling.") and key.rpartition(".")[2] in SAMPLING_KEYS:
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise HeaderError(f"{key} is {_shown(value)}", "convert the model again")
         elif key in ("general.name", "general.license", "tokenizer.chat_template") and not isinstance(value, str):
@@ -378,13 +397,12 @@ def _check_attention(info: ModelInfo) -> None:
     if info.architecture not in ROTATES_WHOLE_HEADS:
         return
     n_rotated = info._number("rope.dimension_count", info.head_dim)
-    n_values = info._number("attention.value_length", info.head_dim)
     is_sound = all(n > 0 and n_kv > 0 for n, n_kv in heads) and info.head_dim % 2 == 0
-    is_sound = is_sound and info.head_dim == n_values == n_rotated > 0
+    is_sound = is_sound and info.head_dim == info.head_dim_v == n_rotated > 0
     if info.architecture == "qwen2":  # its query matrix is square, then reshaped to heads
         is_sound = is_sound and info.head_dim * info.n_heads == info.n_embd
     if not is_sound:
-        sizes = f"K {info.head_dim}, V {n_values}, rotated {n_rotated}"
+        sizes = f"K {info.head_dim}, V {info.head_dim_v}, rotated {n_rotated}"
         raise HeaderError(f"{info.n_heads} heads of a width of {info.n_embd} cannot be of size {sizes}")
 
 

@@ -118,6 +118,9 @@ def test_control_token_text_typed_by_a_person_stays_text(demo_model: Path) -> No
 
         assert await n_tokens((("<｜User｜>", True),)) == 1
         assert await n_tokens((("<｜User｜>", False),)) > 1
+        # between control tokens, template and user text are read as one text
+        whole = await n_tokens((("What is this thing, please? Subtract", False),))
+        assert await n_tokens((("What is thi", True), ("s thing, please? Sub", False), ("tract", True))) == whole
 
     with_client(settings(demo_model), work)
 
@@ -261,3 +264,13 @@ def test_a_shared_beginning_outlives_the_engine(demo_model: Path, tmp_path: Path
     first, second, _ = cached(range(3))
     assert first == 0 < second
     assert cached(range(7, 8)) == [second]
+
+
+def test_a_module_in_the_users_folder_is_never_run(
+    demo_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("open('ran', 'w').close()")
+    monkeypatch.chdir(tmp_path)
+    with Engine(settings(demo_model)) as engine:
+        engine.start()
+    assert not (tmp_path / "ran").exists()

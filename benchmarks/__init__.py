@@ -1,0 +1,1 @@
+"""Tokens per second and memory, with proof of the conditions."""

@@ -1,0 +1,94 @@
+"""The main job on the bundled demo checkpoint, start to end: convert, ask, measure, compare.
+
+python -m benchmarks.demo [--sums 500]
+"""
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.rule import Rule
+
+from benchmarks import harness, report
+from benchmarks.accuracy import held_out_sums, wrong_answers
+from benchmarks.workload import Workload
+from convert.pipeline import convert
+from edge import terminal
+from edge.chat import Conversation, chat_template
+from edge.config import EngineSettings, Sampling
+from edge.demo import CHECKPOINT, demo_model
+from edge.engine.client import Engine
+from edge.errors import EdgeError
+from edge.model.gguf import read_model_info
+
+TYPES = ("F16", "Q4_K_M", "Q4_0")
+QUESTIONS = ("What is 347 + 85?", "347 减 500 等于多少？")
+
+screen = Console(highlight=False)
+
+
+@click.command()
+@click.option("--sums", "n_sums", default=100, show_default=True, help="Sums to check each file with, of 500.")
+def demo(n_sums: int) -> None:
+    """Convert the demo checkpoint to three types, ask it two questions, measure each file."""
+    folder = demo_model().parent
+
+    step(f"1. Convert {display(CHECKPOINT)} to {', '.join(TYPES)}")
+    for result in convert(CHECKPOINT, TYPES, folder, overwrite=True):
+        screen.print(f"   {result.path.name:<18} {result.n_bytes / 1e6:5.1f} MB  {result.seconds:.2f} s")
+    paths = [folder / f"demo-{name}.gguf" for name in TYPES]
+
+    step(f"2. Ask {paths[1].name} two questions (the thought is dimmed)")
+    ask(paths[1])
+
+    step("3. Measure each file in a fresh process, and check its answers")
+    sums = held_out_sums()[:n_sums]
+    records, right = [], []
+    with terminal.notes.status("") as status:
+        for path in paths:
+            records.append(harness.run(Workload(str(path)), partial(report.show_step, status, path.name)))
+            report.show_step(status, path.name, f"{len(sums)} sums")
+            right.append(f"{1 - len(wrong_answers(path, sums)) / len(sums):.1%}")
+    screen.print(report.table(records, **{f"right of {len(sums)}": right}))
+    screen.print(f"{records[0].cpu}, {records[0].samples.n_threads} thread(s)", style="dim")
+
+    step("Try next")
+    for command, purpose in (
+        ("edge chat", "talk to the demo"),
+        ("edge convert ./DeepSeek-R1-Distill-Qwen-1.5B", "your own checkpoint, to Q4_K_M and Q4_0"),
+        (f"edge bench {display(paths[1])}", "measure any GGUF file"),
+    ):
+        screen.print(f"   [bold].venv/bin/{command}[/]\n      {purpose}", soft_wrap=True)
+
+
+def step(title: str) -> None:
+    screen.print()
+    screen.print(Rule(title, align="left", style="dim"))
+
+
+def ask(model: Path) -> None:
+    info = read_model_info(model)
+    with Engine(EngineSettings(str(model), n_slots=1)) as engine:
+        engine.start()
+        for question in QUESTIONS:
+            screen.print(f"\n> {question}", style="bold")
+            conversation = Conversation(chat_template(info), Sampling(temperature=0))
+            terminal.reply(conversation, engine, question, show_thought=True)
+
+
+def display(path: Path) -> str:
+    """A path as short as the shell understands it."""
+    for base, prefix in ((Path.cwd(), ""), (Path.home(), "~/")):
+        if path.is_relative_to(base):
+            return prefix + str(path.relative_to(base))
+    return str(path)
+
+
+if __name__ == "__main__":
+    try:
+        demo(prog_name="demo")
+    except EdgeError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,217 @@
+"""The floors of the house: which file may import which, and who may touch the native library.
+
+Reads imports from the source with ast, also those inside functions and behind TYPE_CHECKING. Does not see modules
+named by a string (importlib.import_module, python -m).
+"""
+
+import ast
+import fnmatch
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("edge", "convert", "benchmarks")
+# The table of docs/architecture.md, file by file. Files that are planned but not there yet do no harm.
+FLOORS = {
+    "edge/errors.py": 0,
+    "edge/config.py": 0,
+    "edge/text.py": 0,
+    "edge/board/topology.py": 1,
+    "edge/board/memory.py": 1,
+    "edge/board/sensors.py": 1,
+    "edge/board/plan.py": 2,
+    "edge/board/doctor.py": 3,
+    "edge/board/tune.py": 4,
+    "edge/model/header.py": 0,
+    "edge/model/renderer.py": 0,
+    "edge/model/gguf.py": 1,
+    "edge/model/hub.py": 1,
+    "edge/model/template.py": 1,
+    "edge/model/facts.py": 2,
+    "edge/engine/loops.py": 0,
+    "edge/engine/protocol.py": 1,
+    "edge/engine/llama.py": 2,
+    "edge/engine/grammar.py": 2,
+    "edge/engine/reasoning.py": 2,
+    "edge/engine/prefix.py": 2,
+    "edge/engine/client.py": 2,
+    "edge/engine/scheduler.py": 3,
+    "edge/engine/worker.py": 4,
+    "edge/history.py": 1,
+    "edge/chat.py": 3,
+    "edge/terminal.py": 4,
+    "edge/serve/openai.py": 4,
+    "edge/serve/guard.py": 4,
+    "edge/serve/metrics.py": 4,
+    "edge/serve/app.py": 5,
+    "edge/demo/__init__.py": 5,
+    "edge/cli.py": 7,
+    "convert/checkpoint.py": 1,
+    "convert/output.py": 1,
+    "convert/recipes.py": 1,
+    "convert/stops.py": 1,
+    "convert/quantize.py": 2,
+    "convert/families.py": 2,
+    "convert/vocab.py": 2,
+    "convert/plan.py": 3,
+    "convert/pipeline.py": 4,
+    "convert/imatrix.py": 3,
+    "convert/quality.py": 3,
+    "convert/card.py": 3,
+    "convert/cli.py": 6,
+    "benchmarks/workload.py": 0,
+    "benchmarks/stats.py": 0,
+    "benchmarks/roofline.py": 2,
+    "benchmarks/record.py": 2,
+    "benchmarks/accuracy.py": 6,
+    "benchmarks/measure.py": 5,
+    "benchmarks/load.py": 4,
+    "benchmarks/report.py": 4,
+    "benchmarks/harness.py": 5,
+    "benchmarks/cli.py": 6,
+    "benchmarks/demo.py": 7,
+}
+NATIVE_DOOR = "edge/engine/llama.py"
+QUANTISER_DOOR = "convert/quantize.py"
+MADE_HERE = ("demo_*.json",)  # data of our own, under our own licence
+
+
+def modules(root: Path) -> dict[str, Path]:
+    """Module name -> path under root, for every file of the project's packages."""
+    found = {}
+    for package in PACKAGES:
+        for file in sorted((root / package).rglob("*.py")):
+            path = file.relative_to(root)
+            parts = path.with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def floor(path: Path) -> int | None:
+    """The floor of a file; a package's __init__.py stands at the bottom, because importing anything inside runs it."""
+    return FLOORS.get(path.as_posix(), 0 if path.name == "__init__.py" else None)
+
+
+def imported_names(tree: ast.AST, path: Path) -> Iterator[str]:
+    """Every dotted name that the file may load. `from a import b` gives a and a.b: b may be a module or a value."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = path.parent.parts[: len(path.parent.parts) - (node.level - 1)]
+                base = ".".join([*package, *filter(None, [node.module])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def opens_ggml(tree: ast.AST) -> bool:
+    """Does the file reach for ggml's symbols through ctypes? Comments and docstrings may speak of it."""
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    words = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            words.append(node.attr)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+            words.append(node.value)
+    uses_ctypes = any(name.split(".")[0] == "ctypes" for name in imported_names(tree, Path("x.py")))
+    return uses_ctypes and any(re.search(r"\b(lib)?ggml(_|$|[-.])", word) for word in words)
+
+
+def violations(root: Path) -> list[str]:
+    """Each broken rule as one line; empty when the house stands."""
+    known = modules(root)
+    found = []
+    for module, path in known.items():
+        here = floor(path)
+        if here is None:
+            found.append(f"{path.as_posix()} has no floor; give it one in tests/test_floors.py")
+            continue
+        tree = ast.parse((root / path).read_text(encoding="utf-8"))
+        names = set(imported_names(tree, path))
+        for target in sorted(names & known.keys() - {module}):
+            there = floor(known[target])
+            if there is not None and there >= here and not is_own_package(target, path):
+                found.append(f"{path.as_posix()} ({here}) -> {known[target].as_posix()} ({there})")
+        if any(name.split(".")[0] == "llama_cpp" for name in names) and path.as_posix() != NATIVE_DOOR:
+            found.append(f"{path.as_posix()} imports llama_cpp; only {NATIVE_DOOR} may")
+        if opens_ggml(tree) and path.as_posix() not in (NATIVE_DOOR, QUANTISER_DOOR):
+            found.append(f"{path.as_posix()} opens ggml through ctypes; only {QUANTISER_DOOR} may")
+    return found
+
+
+def is_own_package(target: str, path: Path) -> bool:
+    """A floor-0 file may take from the package it lies in (`from edge import __version__`): that ran before it."""
+    return target.split(".") == list(path.parts[: len(target.split("."))])
+
+
+def plant(root: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text, encoding="utf-8")
+    return root
+
+
+def test_imports_go_down_only():
+    assert not violations(ROOT), "\n".join(["", *violations(ROOT)])
+
+
+def test_an_arrow_upwards_is_reported(tmp_path):
+    plant(tmp_path, {"edge/errors.py": "def late():\n    from edge.engine import llama\n", "edge/engine/llama.py": ""})
+    assert violations(tmp_path) == ["edge/errors.py (0) -> edge/engine/llama.py (2)"]
+
+
+def test_an_arrow_along_the_floor_is_reported(tmp_path):
+    plant(tmp_path, {"edge/engine/llama.py": "from . import reasoning\n", "edge/engine/reasoning.py": ""})
+    assert violations(tmp_path) == ["edge/engine/llama.py (2) -> edge/engine/reasoning.py (2)"]
+
+
+def test_an_arrow_for_types_only_is_reported(tmp_path):
+    source = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import edge.cli\n"
+    plant(tmp_path, {"convert/cli.py": source, "edge/cli.py": ""})
+    assert violations(tmp_path) == ["convert/cli.py (6) -> edge/cli.py (7)"]
+
+
+def test_an_arrow_downwards_is_fine(tmp_path):
+    plant(tmp_path, {"edge/cli.py": "from edge.errors import EdgeError\n", "edge/errors.py": "import json\n"})
+    assert violations(tmp_path) == []
+
+
+def test_a_package_imports_nothing_of_the_project(tmp_path):
+    plant(tmp_path, {"edge/__init__.py": "from edge.errors import EdgeError\n", "edge/errors.py": ""})
+    assert violations(tmp_path) == ["edge/__init__.py (0) -> edge/errors.py (0)"]
+
+
+def test_a_file_without_a_floor_is_reported(tmp_path):
+    plant(tmp_path, {"edge/attic.py": ""})
+    assert violations(tmp_path) == ["edge/attic.py has no floor; give it one in tests/test_floors.py"]
+
+
+def test_a_second_importer_of_llama_cpp_is_reported(tmp_path):
+    plant(tmp_path, {"benchmarks/measure.py": "def f():\n    from llama_cpp import llama_cpp\n"})
+    assert violations(tmp_path) == [f"benchmarks/measure.py imports llama_cpp; only {NATIVE_DOOR} may"]
+
+
+def test_a_second_quantiser_is_reported(tmp_path):
+    reaches = 'import ctypes\nlib = ctypes.CDLL("libggml-base.so")\nlib.ggml_quantize_chunk()\n'
+    speaks = '"""Not ggml_quantize_chunk."""\nimport ctypes\nctypes.CDLL(None).prctl(1)\n'
+    plant(tmp_path, {"convert/recipes.py": reaches, "edge/board/topology.py": speaks})
+    assert violations(tmp_path) == [f"convert/recipes.py opens ggml through ctypes; only {QUANTISER_DOOR} may"]
+
+
+def test_the_doors_themselves_are_open(tmp_path):
+    reaches = 'import ctypes\nctypes.CDLL("libggml-base.so").ggml_quantize_chunk()\n'
+    plant(tmp_path, {NATIVE_DOOR: "import llama_cpp\n", QUANTISER_DOOR: reaches})
+    assert violations(tmp_path) == []
+
+
+def test_every_data_file_has_a_known_licence():
+    """Foreign data stands in the table of its folder's LICENSE-data.md, and each name there is a file."""
+    page = ROOT / "tests/data/LICENSE-data.md"
+    table = "".join(line for line in page.read_text(encoding="utf-8").splitlines(True) if line.startswith("|"))
+    named = {name for row in table.splitlines() for name in re.findall(r"`([^`]+)`", row.split("|")[1])}
+    files = {file.name for file in page.parent.iterdir() if file != page}
+    foreign = {name for name in files if not any(fnmatch.fnmatch(name, ours) for ours in MADE_HERE)}
+    assert foreign == named, f"make {page.name} name exactly these: {', '.join(sorted(foreign))}"
