@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from edge.config import Sampling
-from edge.engine.protocol import Done, Event, Generate, Text
+from edge.engine.protocol import Constraint, Done, Event, Generate, Text
 from edge.errors import ContextOverflowError, ModelFileError
 from edge.model.gguf import ModelInfo
 from edge.model.template import ChatTemplate
+from edge.tools import ToolSet
 
 
 class Generates(Protocol):
@@ -36,18 +37,25 @@ class Conversation:
     sampling: Sampling = field(default_factory=Sampling)
     system: str | None = None
     max_tokens: int | None = None
+    tools: ToolSet | None = None
+    constraint: Constraint | None = None  # of every answer; tools bring their own
     messages: list[dict[str, str]] = field(default_factory=list)  # role user or assistant, in turn
     n_dropped_turns: int = 0  # oldest turns that the context has no more room for
 
     def request(self) -> Generate:
         """The request for the next reply to the messages so far."""
-        system = [{"role": "system", "content": self.system}] if self.system else []
-        segments = self.template.render([*system, *self.messages])
+        tools, system = self.tools, self.system or ""
+        has_place = tools is not None and "tools" in self.template.source
+        if tools is not None and tools.choice != "none" and not has_place:
+            system = f"{system}\n\n{tools.instruction()}".strip()
+        head = [{"role": "system", "content": system}] if system else []
+        segments = self.template.render([*head, *self.messages], tools=tools.tools if tools and has_place else None)
         return Generate(
             id=uuid.uuid4().hex,
             segments=tuple((segment.text, segment.is_template) for segment in segments),
             sampling=self.sampling,
             max_tokens=self.max_tokens,
+            constraint=tools.constraint() if tools else self.constraint,
         )
 
     def ask(

@@ -4,6 +4,7 @@ Exit 0 done, 1 failed, 2 misused, 130 interrupted. Heavy imports happen inside c
 """
 
 import importlib
+import logging
 import os
 import stat
 import sys
@@ -50,8 +51,9 @@ class EdgeGroup(click.Group):
 
 
 @click.group(cls=EdgeGroup, context_settings={"auto_envvar_prefix": "EDGE", "help_option_names": ["-h", "--help"]})
+@click.option("-v", "--verbose", is_flag=True, help="Tell on stderr what happens inside.")
 @click.version_option(__version__, prog_name="edge")
-def cli() -> None:
+def cli(verbose: bool) -> None:
     """Run GGUF language models on small machines: convert, chat, measure.
 
     \b
@@ -60,6 +62,8 @@ def cli() -> None:
     edge chat DeepSeek-R1-Distill-Qwen-1.5B-Q4_K_M.gguf
     edge bench *.gguf
     """
+    # what goes wrong reaches the user as an error; the log is for whoever looks for its reason
+    logging.basicConfig(level=logging.INFO if verbose else logging.CRITICAL, format="%(name)s: %(message)s")
 
 
 def reply_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -8,6 +8,9 @@ from typing import Any
 
 QUANT_TYPES = ("Q4_K_M", "Q4_0")  # what `edge convert` makes when nothing is said
 N_CTX_TOKENS = 4096
+# Between the parts of constrained JSON: nothing, a space, or a new line and its indent. In free white space a small
+# model goes on for ever.
+JSON_WHITESPACE = r"( |\n {0,16})"
 MIN_ANSWER_TOKENS = 512  # a thought is closed while at least this much room is left for the answer
 
 

@@ -182,7 +182,13 @@ child="" # the process group of the running step
 work=""  # the folder of an unfinished build
 stop_child() {
   [ -n "$child" ] || return 0
+  local tries
   kill -TERM -- "-$child" 2>/dev/null || true # its whole group: pip, ninja and, through ninja, every compiler
+  for tries in {1..50}; do
+    kill -0 -- "-$child" 2>/dev/null || break
+    [ "$tries" -lt 50 ] || kill -KILL -- "-$child" 2>/dev/null || true
+    sleep 0.2
+  done
   wait "$child" 2>/dev/null || true
   child=""
 }

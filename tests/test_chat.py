@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 
 from edge.chat import Conversation, chat_template
+from edge.config import EngineSettings, Sampling
+from edge.engine.client import Engine
 from edge.engine.protocol import Done, Event, Generate, Text
 from edge.errors import ContextOverflowError, EngineDiedError
 from edge.model.gguf import read_model_info
 from edge.model.template import ChatTemplate
+from edge.tools import ToolSet
 
 
 class ScriptedEngine:
@@ -83,3 +86,22 @@ def test_a_question_that_got_no_whole_reply_is_taken_back(template: ChatTemplate
     with pytest.raises(EngineDiedError):
         list(conversation.ask("hello?", ScriptedEngine(dies=True)))
     assert conversation.messages == []
+
+
+def test_tools_reach_a_model_whose_template_has_no_place_for_them(demo_model: Path, template: ChatTemplate) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"a": {"type": "integer"}},
+        "required": ["a"],
+        "additionalProperties": False,
+    }
+    tool = {"type": "function", "function": {"name": "double", "parameters": schema}}
+    tools = ToolSet((tool,), "required")
+    conversation = Conversation(template, Sampling(temperature=0), tools=tools, max_tokens=300)
+    with Engine(EngineSettings(str(demo_model), n_threads=1)) as engine:
+        engine.start()
+        events = list(conversation.ask("What is 3 + 4?", engine))
+    call = tools.call_in("".join(e.text for e in events if isinstance(e, Text) and e.kind == "answer"))
+    assert call is not None, "a call even from a model that never saw one"
+    assert call.name == "double"
+    assert isinstance(call.arguments["a"], int)

@@ -32,6 +32,7 @@ T = TypeVar("T")
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 LINE_LIMIT_BYTES = 16 << 20
+N_LOGPROBS_MAX = 20
 BACKOFF_S = (0.0, 0.5, 2.0, 8.0)  # before the n-th restart in a row
 MAX_DEATHS, DEATHS_WINDOW_S = 5, 120.0
 QUARANTINE_DEATHS, QUARANTINE_S = 2, 600.0
@@ -136,6 +137,8 @@ class EngineClient:
                 raise OutOfRangeError(name, value, low, high)
         if self.state in ("down", "closed"):
             raise EngineDownError(self.last_death or "it was stopped")
+        if request.n_logprobs is not None and not 0 <= request.n_logprobs <= N_LOGPROBS_MAX:
+            raise OutOfRangeError("n_logprobs", request.n_logprobs, 0, N_LOGPROBS_MAX)
         now = time.monotonic()
         deaths = [at for at in self._blame.get(_fingerprint(request), []) if now - at < QUARANTINE_S]
         if len(deaths) >= QUARANTINE_DEATHS:
@@ -167,7 +170,7 @@ class EngineClient:
             case Done(id=request_id):
                 if pending := self._pending.pop(request_id, None):
                     pending.events.put_nowait(event)
-            case protocol.Text(id=request_id) | protocol.Progress(id=request_id):
+            case protocol.Text(id=request_id) | protocol.Progress(id=request_id) | protocol.TokenLogprob(id=request_id):
                 if request_id in self._pending:
                     self._pending[request_id].events.put_nowait(event)
 
@@ -278,6 +281,15 @@ class EngineClient:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def choices(request: Generate, n: int) -> list[Generate]:
+    """n requests for different replies to one prompt, which is read only once."""
+    seed = request.sampling.seed
+    seeds = [None if seed is None else (seed + i) % 2**32 for i in range(n)]
+    return [
+        replace(request, id=f"{request.id}-{i}", sampling=replace(request.sampling, seed=seeds[i])) for i in range(n)
+    ]
 
 
 def _fingerprint(request: Generate) -> str:

@@ -13,6 +13,7 @@ from llguidance import LLMatcher, LLTokenizer
 from llguidance._tokenizer import TokenizerWrapper
 from numpy.typing import NDArray
 
+from edge.config import JSON_WHITESPACE
 from edge.engine.protocol import Constraint
 from edge.errors import ConstraintDeadEndError, ConstraintError
 
@@ -97,7 +98,7 @@ def _grammar(constraint: Constraint) -> str:
         raise ConstraintError(constraint.kind, f"it has more than {N_BYTES_MAX} characters")
     match constraint.kind:
         case "json":
-            return LLMatcher.grammar_from_json_schema({"type": "object"})
+            return LLMatcher.grammar_from_json_schema({"type": "object"}, {"whitespace_pattern": JSON_WHITESPACE})
         case "regex":
             return LLMatcher.grammar_from_regex(constraint.value)
         case "lark":
@@ -106,7 +107,7 @@ def _grammar(constraint: Constraint) -> str:
             schema = _parsed(constraint)
             if not isinstance(schema, dict):
                 raise ConstraintError(constraint.kind, "it is not an object")
-            return LLMatcher.grammar_from_json_schema(schema)
+            return LLMatcher.grammar_from_json_schema(schema, {"whitespace_pattern": JSON_WHITESPACE})
         case "choice":
             choices = _parsed(constraint)
             if not (isinstance(choices, list) and choices and all(isinstance(c, str) and c for c in choices)):

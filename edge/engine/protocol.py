@@ -52,6 +52,7 @@ class Generate:
     constraint: Constraint | None = None
     stop_tokens: tuple[int, ...] = ()  # end the reply like the model's own end tokens
     client: str = ""  # whose request; waiting requests of different clients take turns
+    n_logprobs: int | None = None  # tell each token's log-probability, and those of the n likeliest; None: not
     ignore_end: bool = False  # never sample an end token (measurements want a fixed length)
 
 
@@ -124,6 +125,17 @@ class Text:
 
 
 @dataclass(frozen=True)
+class TokenLogprob:
+    """One sampled token and its natural log-probability before any sampling setting; top: the likeliest, best first."""
+
+    id: str
+    kind: Kind
+    text: str  # part of a character shows as U+FFFD
+    logprob: float
+    top: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True)
 class Done:
     """The end of a reply, with its numbers."""
 
@@ -177,10 +189,10 @@ class Failed:
 
 
 Request = Load | Generate | Cancel | AnswerNow | Close
-Event = Loading | Ready | Beat | Phase | Progress | Text | Done | Failed
+Event = Loading | Ready | Beat | Phase | Progress | Text | TokenLogprob | Done | Failed
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in (*Request.__args__, *Event.__args__)}
 _NESTED: dict[str, type] = {"settings": EngineSettings, "sampling": Sampling, "constraint": Constraint}
-_TUPLES = ("stops", "stop_tokens")
+_TUPLES, _PAIRS = ("stops", "stop_tokens"), ("segments", "top")
 
 
 def encode(message: Request | Event) -> bytes:
@@ -200,8 +212,7 @@ def decode(line: bytes) -> Any:
         if "sampling" in body:
             bias = tuple((token, added) for token, added in body["sampling"].logit_bias)
             body["sampling"] = replace(body["sampling"], logit_bias=bias)
-        if "segments" in body:
-            body["segments"] = tuple((text, is_template) for text, is_template in body["segments"])
+        body |= {name: tuple((a, b) for a, b in body[name]) for name in _PAIRS if name in body}
         body |= {name: tuple(body[name]) for name in _TUPLES if name in body}
         return kind(**body)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -18,7 +18,20 @@ from edge.config import MIN_ANSWER_TOKENS, EngineSettings, Sampling
 from edge.engine.grammar import Grammars, Matcher
 from edge.engine.loops import LoopDetector
 from edge.engine.prefix import PrefixStore
-from edge.engine.protocol import AnswerNow, Cancel, Done, Event, Failed, FinishReason, Generate, Phase, Progress, Text
+from edge.engine.protocol import (
+    AnswerNow,
+    Cancel,
+    Done,
+    Event,
+    Failed,
+    FinishReason,
+    Generate,
+    Kind,
+    Phase,
+    Progress,
+    Text,
+    TokenLogprob,
+)
 from edge.engine.reasoning import CLOSING, Reasoning, opens_thought
 from edge.errors import BusyError, ConstraintDeadEndError, ContextOverflowError, EdgeError, EngineError
 from edge.text import CharacterStream, StopMatcher
@@ -328,14 +341,25 @@ class Scheduler:
                 self._outbox.append(Progress(stream.request.id, n_done, stream.n_prompt_tokens, left_s))
 
     def _sample(self, stream: Stream) -> int:
-        """The stream's next token, one that its constraint allows."""
-        matcher = stream.matcher
-        if matcher is None or stream.reasoning.phase != "answer":
-            return self._llama.sample(stream.sampler, stream.output_index)
-        matcher.mask(self._llama.logits(stream.output_index))
+        """The next token, one that the constraint allows; its log-probability is told if that was asked for."""
+        matcher = stream.matcher if stream.reasoning.phase == "answer" else None
+        n_logprobs = stream.request.n_logprobs
+        logprobs = None if n_logprobs is None else log_softmax(self._llama.logits(stream.output_index))
+        if matcher is not None:
+            matcher.mask(self._llama.logits(stream.output_index))
         token = self._llama.sample(stream.sampler, stream.output_index)
-        matcher.accept(token)
+        if matcher is not None:
+            matcher.accept(token)
+        if logprobs is not None and n_logprobs is not None:
+            best = np.argsort(-logprobs, kind="stable")[:n_logprobs].tolist()
+            top = tuple((self._text(other), float(logprobs[other])) for other in best)
+            kind: Kind = "answer" if stream.reasoning.phase == "answer" else "thought"
+            logprob = TokenLogprob(stream.request.id, kind, self._text(token), float(logprobs[token]), top)
+            self._outbox.append(logprob)
         return token
+
+    def _text(self, token: int) -> str:
+        return self._llama.piece(token).decode("utf-8", "replace")
 
     def _take(self, stream: Stream, token: int) -> None:
         """One sampled token: show its text, decide how the stream goes on."""
@@ -485,6 +509,13 @@ class Scheduler:
             reason = {-2: "memory ran out while computing", -3: "the computation failed"}.get(code, f"code {code}")
             self._outbox.append(Failed.of(stream.request.id, EngineError(reason, "try a shorter prompt")))
             self._leave(stream)
+
+
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Natural log-probabilities (n_vocab,) of logits (n_vocab,)."""
+    shifted = logits - logits.max()
+    result: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum())
+    return result
 
 
 def _shared(held: list[int], wanted: list[int]) -> int:

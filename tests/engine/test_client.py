@@ -1,6 +1,7 @@
 """The engine process under its client: replies, and every way of losing the process, with the real library."""
 
 import asyncio
+import math
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from edge.config import EngineSettings, Sampling
-from edge.engine.client import Engine, EngineClient
-from edge.engine.protocol import Done, Event, Generate, Text
+from edge.engine.client import Engine, EngineClient, choices
+from edge.engine.protocol import Done, Event, Generate, Text, TokenLogprob
 from edge.errors import EngineDiedError, EngineDownError, ModelFileError, OutOfRangeError, PoisonedRequestError
 
 PROMPT = (("<｜begin▁of▁sentence｜><｜User｜>", True), ("What is 347 + 85?", False), ("<｜Assistant｜><think>\n", True))
@@ -274,3 +275,31 @@ def test_a_module_in_the_users_folder_is_never_run(
     with Engine(settings(demo_model)) as engine:
         engine.start()
     assert not (tmp_path / "ran").exists()
+
+
+def test_logprobs_are_a_distribution_and_name_the_greedy_token(demo_model: Path) -> None:
+    async def work(client: EngineClient) -> None:
+        events = await collect(client.generate(ask(n_logprobs=20)))
+        logprobs = [e for e in events if isinstance(e, TokenLogprob)]
+        assert "".join(e.text for e in logprobs if e.kind == "answer").strip() == "347 + 85 = 432<｜end▁of▁sentence｜>"
+        for logprob in logprobs:
+            assert logprob.top[0] == (logprob.text, logprob.logprob)
+            total = sum(math.exp(value) for _, value in logprob.top)
+            assert 0.5 < total <= 1.0001
+            assert [value for _, value in logprob.top] == sorted((value for _, value in logprob.top), reverse=True)
+
+    with_client(settings(demo_model), work)
+
+
+def test_choices_of_one_prompt_differ_by_seed_and_read_it_once(demo_model: Path) -> None:
+    async def work(client: EngineClient) -> None:
+        hot = replace(ask(), sampling=Sampling(temperature=2.0, seed=3), max_tokens=40)
+        long = replace(hot, segments=(("Tell me a story. " * 20, False), *PROMPT[1:]))
+        replies = await asyncio.gather(*(collect(client.generate(choice)) for choice in choices(long, 3)))
+        texts = {"".join(e.text for e in events if isinstance(e, Text)) for events in replies}
+        assert len(texts) == 3
+        cached = sorted(e.n_cached_tokens for events in replies for e in events if isinstance(e, Done))
+        assert cached[0] == 0
+        assert cached[1] > 50
+
+    with_client(settings(demo_model), work)

@@ -90,6 +90,12 @@ def test_a_ban_on_every_allowed_token_is_a_dead_end_not_a_crash() -> None:
         matcher.mask(logits)
 
 
+def test_white_space_in_json_comes_to_an_end() -> None:
+    assert accepts(Constraint("json"), '{\n  "a": 1\n}')
+    assert not accepts(Constraint("json"), "{" + " " * 40 + "}")
+    assert not accepts(Constraint("json"), "{" + "\n" * 40 + "}")
+
+
 def test_control_tokens_are_never_allowed() -> None:
     matcher = GRAMMARS.matcher(Constraint("regex", ".*"))
     matcher.accept(ord("x"))

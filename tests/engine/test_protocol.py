@@ -28,6 +28,7 @@ MESSAGES = [
     protocol.Phase("1", "running"),
     protocol.Progress("1", 5, 10, 0.1),
     Text("1", "answer", "方程\n"),
+    protocol.TokenLogprob("1", "answer", "a", -0.5, (("a", -0.5), ("b", -1.0))),
     Done("1", "stop", 5, 2, 3, 4, 0.0, 0.5, 1.5),
     Failed.of("1", ContextOverflowError(5210, 4096)),
 ]
