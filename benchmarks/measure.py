@@ -20,8 +20,8 @@ import psutil
 
 from benchmarks.record import Samples
 from benchmarks.workload import Workload
+from edge.board.topology import pin
 from edge.engine.llama import Batch, Llama, Loading, system_info
-from edge.engine.worker import pin
 
 
 def measure(workload: Workload, report: Callable[[str], None] = lambda _: None) -> Samples:

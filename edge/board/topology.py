@@ -1,4 +1,4 @@
-"""Which cores this process should compute on. Reads /sys and the affinity mask; knows nothing of models."""
+"""Which cores a process should compute on, and binding it to them. Reads /sys and the affinity mask."""
 
 import os
 from pathlib import Path
@@ -35,6 +35,16 @@ def n_compute_threads(n_cpus: int, n_weight_bytes: int) -> int:
     """Threads for a model: all cores, but fewer for a tiny one. Threads meet some 15 times a layer and token; below
     WEIGHT_BYTES_PER_THREAD the meeting costs more than the work, and on a busy machine a hundred times more."""
     return max(1, min(n_cpus, n_weight_bytes // WEIGHT_BYTES_PER_THREAD))
+
+
+def pin(n_threads: int | None, n_weight_bytes: int) -> int:
+    """Bind this process to the cores it computes on; returns the number of threads. Call before libllama computes."""
+    cpus = compute_cpus()
+    if n_threads is None:
+        n_threads = n_compute_threads(len(cpus), n_weight_bytes)
+    if n_threads <= len(cpus) < len(allowed_cpus()) and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cpus)
+    return n_threads
 
 
 def _speed(cpu: Path) -> int:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from edge.board.topology import allowed_cpus, compute_cpus, n_compute_threads
+from edge.board.topology import pin
 from edge.engine import protocol
 from edge.engine.prefix import PrefixStore
 from edge.engine.protocol import AnswerNow, Beat, Cancel, Close, Event, Failed, Generate, Load, Loading, Phase, Ready
@@ -45,16 +45,6 @@ class Front:
             for line in lines:
                 self.inbox.put(protocol.decode(line))
         os._exit(0)  # the front is gone: nobody is left to compute for
-
-
-def pin(n_threads: int | None, n_weight_bytes: int) -> int:
-    """Bind this process to the cores it computes on; returns the number of threads. Call before libllama computes."""
-    cpus = compute_cpus()
-    if n_threads is None:
-        n_threads = n_compute_threads(len(cpus), n_weight_bytes)
-    if n_threads <= len(cpus) < len(allowed_cpus()) and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cpus)
-    return n_threads
 
 
 def serve(front: Front) -> None:
