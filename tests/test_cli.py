@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -136,7 +137,7 @@ def test_inspect_reads_what_the_file_says(demo_model: Path) -> None:
 
 
 def test_a_reader_that_leaves_is_no_error(demo_model: Path) -> None:
-    command = f"{sys.executable} -m edge.cli inspect {demo_model} --json | head -n 1"
+    command = f"{shlex.join([*EDGE, 'inspect', str(demo_model)])} --json | head -n 1"
     done = subprocess.run(["bash", "-o", "pipefail", "-c", command], capture_output=True, text=True, timeout=60)
     assert done.stdout == "{\n"
     assert done.stderr == ""

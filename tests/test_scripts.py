@@ -6,6 +6,7 @@ Nothing here compiles, downloads or touches .venv. Not covered: what pip, CMake 
 import configparser
 import os
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -31,7 +32,7 @@ case "$*" in
 -I*) exit 0 ;; # everything loads
 "-m venv"*)
   for folder; do :; done
-  mkdir -p "$folder/bin" "$folder/lib/python$($real -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
+  mkdir -p "$folder/bin" "$folder/lib/python$("$real" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
   touch "$folder/pyvenv.cfg" && cp "$0" "$folder/bin/python" && exit ;;
 "-m pip"*" download "*)
   option=--dest; folder=$(after "$@"); mkdir -p "$folder/llama_cpp_python"
@@ -40,7 +41,7 @@ case "$*" in
   [ -z "$BUILD_SAYS" ] || {{ echo "$BUILD_SAYS"; exit 1; }}
   [ -z "$BUILD_HANGS" ] || {{ exec 3> "$BUILD_HANGS"; echo started >&3; sleep 600; }}
   option=--wheel-dir; folder=$(after "$@"); mkdir -p "$folder"
-  exec $real -m zipfile -c "$folder/llama_cpp_python.whl" "$0" ;;
+  exec "$real" -m zipfile -c "$folder/llama_cpp_python.whl" "$0" ;;
 "-m pip"*) exit 0 ;;
 esac
 {last}
@@ -64,7 +65,7 @@ class Machine:
                 (self.programs / tool).symlink_to(found)
         self.program("cc", "echo 'cc (stand-in) 1.0'")
         self.program("c++", "echo 'c++ (stand-in) 1.0'")
-        self.python('exec $real "$@"')
+        self.python('exec "$real" "$@"')
         self.room(9999)
 
     def program(self, name: str, script: str) -> None:
@@ -74,10 +75,10 @@ class Machine:
 
     def python(self, last: str) -> None:
         """The stand-in; last: what becomes of all calls but those of venv and pip."""
-        self.program("python3", PYTHON.format(real=sys.executable, last=last))
+        self.program("python3", PYTHON.format(real=shlex.quote(sys.executable), last=last))
 
     def python_with(self, statement: str) -> None:
-        self.python(f"""[ "$1" = -c ] && exec $real -c "import sys; {statement}; exec(sys.argv[1])" "$2" """)
+        self.python(f"""[ "$1" = -c ] && exec "$real" -c "import sys; {statement}; exec(sys.argv[1])" "$2" """)
 
     def room(self, n_mb: int) -> None:
         self.program("df", f"echo header; echo disk 1 1 {n_mb * 1024} 1% /")
