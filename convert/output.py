@@ -1,0 +1,192 @@
+"""A file that is there as a whole or not at all: a temporary name beside it, fsync, read again, rename.
+
+Knows nothing of what it holds. The lock on the temporary file tells the leftovers of a killed process, which are
+removed, from the work of a living one, which is not.
+"""
+
+import errno
+import fcntl
+import hashlib
+import logging
+import os
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from threading import Lock
+
+from edge.errors import NoSpaceError, OutputError
+
+logger = logging.getLogger(__name__)
+
+N_READ_BYTES = 1 << 22
+
+
+class OutputFile:
+    """Bytes are put at their places in any order, by any thread, and appear under `path` only by `publish`."""
+
+    def __init__(self, path: Path, n_bytes: int) -> None:
+        """Open the temporary file. Raises OutputError if that cannot be, NoSpaceError if it will not fit."""
+        self.path = path
+        self.n_bytes = n_bytes
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._checksums: dict[int, tuple[int, int]] = {}  # offset: length, CRC-32 of what was meant to be there
+        self._lock = Lock()
+        self._name: Path | None = self._partial  # what `discard` takes away
+        self._descriptor = -1
+        self._descriptor = self._open()
+        try:
+            os.ftruncate(self._descriptor, 0)  # the leftovers of a process that was killed
+        except OSError as error:
+            self.discard()
+            raise self._failed(error) from error
+
+    def write(self, data: memoryview, offset: int) -> None:
+        """Put bytes at their place. Raises NoSpaceError, or OutputError with the system's reason."""
+        assert offset + len(data) <= self.n_bytes
+        checksum = zlib.crc32(data)
+        n_done = 0
+        try:
+            while n_done < len(data):
+                n_done += os.pwrite(self._descriptor, data[n_done:], offset + n_done)
+        except OSError as error:
+            raise self._failed(error) from error
+        with self._lock:
+            self._checksums[offset] = (len(data), checksum)
+
+    def finish(self) -> None:
+        """Bring every byte to the disk."""
+        try:
+            os.ftruncate(self._descriptor, self.n_bytes)  # the padding after the last tensor
+            os.fsync(self._descriptor)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def verify(self, on_progress: Callable[[int], None]) -> str:
+        """SHA-256 of what the disk holds. Raises OutputError if that is not what was written."""
+        if hasattr(os, "posix_fadvise"):  # ask the disk, not the memory of it
+            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        digest = hashlib.sha256()
+        place = 0
+        for offset, (n_bytes, checksum) in sorted(self._checksums.items()):
+            assert offset >= place
+            digest.update(self._read(place, offset - place))  # padding
+            found = 0
+            for start in range(offset, offset + n_bytes, N_READ_BYTES):
+                data = self._read(start, min(N_READ_BYTES, offset + n_bytes - start))
+                digest.update(data)
+                found = zlib.crc32(data, found)
+            if found != checksum:
+                problem = f"reads back differently at byte {offset:,}"
+                raise OutputError(self.path, problem, "check the disk, it loses data; then convert again")
+            place = offset + n_bytes
+            on_progress(n_bytes)
+        digest.update(self._read(place, self.n_bytes - place))
+        return digest.hexdigest()
+
+    def publish(self, *, overwrite: bool) -> None:
+        """Give the file its name. Raises OutputError, without `overwrite`, if something has come there meanwhile.
+
+        Until `keep` is called, `discard` takes a name back that was free before.
+        """
+        try:
+            if overwrite:
+                self._partial.replace(self.path)
+                self._name = None
+            else:
+                self._claim()
+                self._name = self.path
+            _sync_folder(self.path.parent)
+        except FileExistsError as error:
+            raise exists(self.path) from error
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def keep(self) -> None:
+        """The file stays."""
+        self._name = None
+        self._close()
+
+    def discard(self) -> None:
+        """Leave nothing. After `keep` this does nothing."""
+        if self._descriptor >= 0:
+            if self._name is not None:
+                with suppress(OSError):
+                    self._name.unlink()
+            self._close()
+
+    def _open(self) -> int:
+        while True:
+            try:
+                descriptor = os.open(self._partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+            except OSError as error:
+                raise self._failed(error) from error
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                os.close(descriptor)
+                problem = "is being written by another process"
+                raise OutputError(self.path, problem, "wait for it, or choose another folder with --out") from error
+            except OSError:
+                logger.info("%s: this file system knows no locks", self._partial)
+            if self._is_ours(descriptor):
+                return descriptor
+            os.close(descriptor)
+
+    def _is_ours(self, descriptor: int) -> bool:
+        """Whether the name still means the file just locked; its last owner may have published it in between."""
+        try:
+            return os.path.samestat(self._partial.stat(), os.fstat(descriptor))
+        except OSError:
+            return False
+
+    def _claim(self) -> None:
+        """Take the name if it is free, in one step where the file system can."""
+        try:
+            self.path.hardlink_to(self._partial)
+        except FileExistsError:
+            raise
+        except OSError:  # FAT knows no hard links
+            if os.path.lexists(self.path):
+                raise FileExistsError(self.path) from None
+            self._partial.rename(self.path)
+        else:
+            self._partial.unlink()
+
+    def _read(self, offset: int, n_bytes: int) -> bytes:
+        try:
+            data = os.pread(self._descriptor, n_bytes, offset)
+        except OSError as error:
+            raise self._failed(error) from error
+        if len(data) < n_bytes:
+            raise OutputError(self.path, f"ends at byte {offset + len(data):,}", "check the disk, then convert again")
+        return data
+
+    def _failed(self, error: OSError) -> OutputError | NoSpaceError:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            n_ours = os.fstat(self._descriptor).st_blocks * 512 if self._descriptor >= 0 else 0
+            return NoSpaceError(self.path, self.n_bytes, n_bytes_free(self.path.parent) + n_ours)
+        return OutputError(self.path, f"cannot be written ({error.strerror})", "choose another folder with --out")
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, -1
+        os.close(descriptor)
+
+
+def exists(path: Path) -> OutputError:
+    return OutputError(path, "exists", "add --force to replace it, or choose another folder with --out")
+
+
+def n_bytes_free(folder: Path) -> int:
+    """Bytes that this user may still write there."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+def _sync_folder(folder: Path) -> None:
+    """A new name is safe only when its folder is on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,283 @@
+"""From a checkpoint to GGUF files, in order: open, plan, check the disk, stream, verify, rename.
+
+One pass over the source makes all types at once; a weight is read once, and encoded once per type. No tensor is ever
+whole in memory. Files appear under their names only when all of them are whole on the disk.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert import output, quantize
+from convert.checkpoint import Checkpoint
+from convert.families import Model, Weight
+from convert.importance import ImportanceMatrix
+from convert.manifest import Origin, manifest, manifest_path
+from convert.output import OutputFile
+from convert.plan import Plan, PlannedFile, plan
+from convert.quantize import Kind, Scratch
+from convert.recipes import Wishes, file_order
+from convert.stops import Stop, safe_stops
+from edge.errors import CheckpointError, NoSpaceError, OutputError
+
+N_BLOCK_VALUES = 1 << 20  # 4 MB of float32 per core, enough to drown Python's part of the work
+N_ALL_BLOCKS_VALUES = 1 << 23  # on many cores the blocks get smaller, so that memory stays the same
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a conversion is. Bytes of the source while converting, of the results while verifying."""
+
+    phase: Literal["convert", "verify"]
+    n_bytes_done: int
+    n_bytes_total: int
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One finished file. bits_per_weight counts tensors only; seconds is the whole run, which may have made others."""
+
+    path: Path
+    manifest: Path
+    type: str
+    source: Path
+    n_source_bytes: int
+    n_bytes: int
+    n_tensors: int
+    n_parameters: int
+    bits_per_weight: float
+    sha256: str
+    seconds: float
+
+
+def _silent(progress: Progress) -> None:
+    pass
+
+
+def convert(
+    src: Path,
+    types: Sequence[str],
+    out_dir: Path | None = None,
+    *,
+    progress: Callable[[Progress], None] = _silent,
+    overwrite: bool = False,
+    wishes: Wishes | None = None,
+    imatrix: Path | None = None,
+) -> list[Conversion]:
+    """Make one GGUF per type from the checkpoint in `src`, named `<folder>-<TYPE>.gguf`, in `out_dir` or here.
+
+    Beside each lies its manifest, `<folder>-<TYPE>.gguf.json`. Raises EdgeError; whatever is raised, signals included,
+    no new file is left and the source is as it was.
+    """
+    start = time.perf_counter()
+    with ExitStack() as stack:
+        stop = stack.enter_context(safe_stops())
+        # 1. open
+        checkpoint = stack.enter_context(Checkpoint.open(src))
+        importance = ImportanceMatrix.read(imatrix) if imatrix else None
+        # 2. plan
+        made = plan(checkpoint, types, out_dir or Path.cwd(), wishes=wishes, importance=importance)
+        # 3. check the disk
+        _check_targets(checkpoint, made, overwrite=overwrite)
+        # 4. stream
+        files = [_open(stack, file.path, file.n_bytes) for file in made.files]
+        manifests = [_open(stack, manifest_path(file.path), 0) for file in made.files]
+        _stream(checkpoint, made, files, progress, stop)
+        # 5. verify
+        hashes = _verify(files, progress, stop)
+        checkpoint.check_unchanged()
+        # 6. rename, the manifests last: a model without one is whole, one without a model is a riddle
+        _write_manifests(checkpoint, made, hashes, manifests)
+        stop.check()
+        for old in manifests if overwrite else []:
+            old.path.unlink(missing_ok=True)  # the old one speaks of the old model
+        for file in (*files, *manifests):
+            file.publish(overwrite=overwrite)
+        for file in (*files, *manifests):
+            file.keep()
+        seconds = time.perf_counter() - start
+        return [_conversion(made, file, sha256, src, seconds) for file, sha256 in zip(made.files, hashes, strict=True)]
+
+
+def dry_run(
+    src: Path,
+    types: Sequence[str],
+    out_dir: Path | None = None,
+    *,
+    wishes: Wishes | None = None,
+    imatrix: Path | None = None,
+) -> Plan:
+    """What `convert` would make, to the byte. Everything is checked but the weights themselves and the targets."""
+    with Checkpoint.open(src) as checkpoint:
+        importance = ImportanceMatrix.read(imatrix) if imatrix else None
+        return plan(checkpoint, types, out_dir or Path.cwd(), wishes=wishes, importance=importance)
+
+
+def _check_targets(checkpoint: Checkpoint, made: Plan, *, overwrite: bool) -> None:
+    """Refuse before the first byte what cannot end well."""
+    folder = made.files[0].path.parent
+    if not folder.is_dir():
+        raise OutputError(folder, "is not a folder", "create it, or choose another one with --out")
+    for path in [path for file in made.files for path in (file.path, manifest_path(file.path))]:
+        if not os.path.lexists(path):
+            continue
+        if path.exists() and any(path.samefile(source) for source in checkpoint.files):
+            raise OutputError(path, "is a file of the checkpoint itself", "choose another folder with --out")
+        if path.is_dir():
+            raise OutputError(path, "is a folder", "choose another folder with --out")
+        if not overwrite:
+            raise output.exists(path)
+    n_free = output.n_bytes_free(folder)
+    if made.n_bytes > n_free:
+        raise NoSpaceError(folder, made.n_bytes, n_free)
+
+
+def _open(stack: ExitStack, path: Path, n_bytes: int) -> OutputFile:
+    """A file that goes away with the stack unless it is kept."""
+    file = OutputFile(path, n_bytes)
+    stack.callback(file.discard)
+    return file
+
+
+def _write_manifests(
+    checkpoint: Checkpoint, made: Plan, hashes: Sequence[str], manifests: Sequence[OutputFile]
+) -> None:
+    origin = Origin.of(checkpoint, made.name)
+    for planned, sha256, file in zip(made.files, hashes, manifests, strict=True):
+        text = manifest(
+            model=planned.path,
+            n_bytes=planned.n_bytes,
+            sha256=sha256,
+            kind=planned.type,
+            architecture=made.model.architecture,
+            n_parameters=made.model.n_parameters,
+            bits_per_weight=made.bits_per_weight(planned),
+            tensor_types=planned.tensor_types,
+            origin=origin,
+            importance=made.importance,
+        )
+        file.n_bytes = len(text)
+        file.write(memoryview(text), 0)
+        file.finish()
+
+
+# streaming
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows of one tensor."""
+
+    weight: Weight
+    first_row: int
+    n_rows: int
+
+
+def _blocks(model: Model, n_values: int) -> Iterator[Block]:
+    for weight in sorted(model.weights, key=lambda weight: file_order(weight.name)):
+        group = len(weight.row_order) if weight.row_order is not None and len(weight.shape) > 1 else 1
+        n_rows = max(1, n_values // (weight.n_columns * group)) * group
+        for first in range(0, weight.n_rows, n_rows):
+            yield Block(weight, first, min(n_rows, weight.n_rows - first))
+
+
+class _Encoder:
+    """What a thread does to a block: read, check, encode once per type, write to each file."""
+
+    def __init__(self, checkpoint: Checkpoint, made: Plan, files: Sequence[OutputFile]) -> None:
+        self.checkpoint = checkpoint
+        self.columns = made.columns
+        self.targets = list(zip(made.files, files, strict=True))
+        self.scratch = Scratch()
+
+    def __call__(self, block: Block) -> int:
+        """Bytes of the source that are done."""
+        weight = block.weight
+        values = self._read(block)
+        if not np.isfinite(values).all():
+            raise self._wrong(weight, f"tensor {weight.name} holds NaN or infinite numbers")
+        encoded: dict[Kind, memoryview] = {}
+        for planned, file in self.targets:
+            kind = planned.kinds[weight.name]
+            row_bytes = quantize.row_bytes(kind, weight.n_columns)
+            if kind not in encoded:
+                out = self.scratch.bytes(kind.name, block.n_rows * row_bytes)
+                if not quantize.encode(values, kind, out, self.columns.get(weight.name)):
+                    raise self._wrong(weight, f"tensor {weight.name} has numbers too large for {kind.name}")
+                encoded[kind] = out.data
+            file.write(encoded[kind], planned.offsets[weight.name] + block.first_row * row_bytes)
+        return block.n_rows * weight.source.n_bytes // weight.n_rows if weight.source else 0
+
+    def _read(self, block: Block) -> NDArray[np.float32]:
+        """(n_rows, n_columns), in the order of the result."""
+        weight = block.weight
+        if weight.source is None:
+            assert weight.values is not None
+            return weight.values.reshape(weight.n_rows, weight.n_columns)[block.first_row :][: block.n_rows]
+        values = self.scratch.floats("values", block.n_rows, weight.n_columns)
+        self.checkpoint.read(weight.source, block.first_row, block.n_rows, values)
+        if weight.row_order is None:
+            return values
+        ordered = self.scratch.floats("ordered", block.n_rows, weight.n_columns)
+        groups = values.reshape(-1, len(weight.row_order), weight.n_columns if len(weight.shape) > 1 else 1)
+        np.take(groups, weight.row_order, axis=1, out=ordered.reshape(groups.shape))
+        return ordered
+
+    def _wrong(self, weight: Weight, problem: str) -> CheckpointError:
+        path = weight.source.path if weight.source else self.checkpoint.path
+        return CheckpointError(path, problem, "download the checkpoint again, or get it from another place")
+
+
+def _stream(
+    checkpoint: Checkpoint, made: Plan, files: Sequence[OutputFile], progress: Callable[[Progress], None], stop: Stop
+) -> None:
+    for planned, file in zip(made.files, files, strict=True):
+        file.write(memoryview(planned.head), 0)
+    n_threads = quantize.n_cores()
+    quantize.prepare({kind for file in made.files for kind in file.kinds.values()})
+    blocks = _blocks(made.model, min(N_BLOCK_VALUES, N_ALL_BLOCKS_VALUES // n_threads))
+    n_done = 0
+    with closing(quantize.in_parallel(_Encoder(checkpoint, made, files), blocks, n_threads)) as results:
+        for n_bytes in results:
+            stop.check()
+            n_done += n_bytes
+            progress(Progress("convert", n_done, made.n_source_bytes))
+
+
+def _verify(files: Sequence[OutputFile], progress: Callable[[Progress], None], stop: Stop) -> list[str]:
+    for file in files:
+        file.finish()
+        stop.check()
+    n_total = sum(file.n_bytes for file in files)
+    n_done = 0
+
+    def on_progress(n_bytes: int) -> None:
+        nonlocal n_done
+        stop.check()
+        n_done += n_bytes
+        progress(Progress("verify", n_done, n_total))
+
+    return [file.verify(on_progress) for file in files]
+
+
+def _conversion(made: Plan, file: PlannedFile, sha256: str, src: Path, seconds: float) -> Conversion:
+    return Conversion(
+        path=file.path,
+        manifest=manifest_path(file.path),
+        type=file.type,
+        source=src,
+        n_source_bytes=made.n_source_bytes,
+        n_bytes=file.n_bytes,
+        n_tensors=len(file.kinds),
+        n_parameters=made.model.n_parameters,
+        bits_per_weight=made.bits_per_weight(file),
+        sha256=sha256,
+        seconds=seconds,
+    )
