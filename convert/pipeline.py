@@ -7,7 +7,7 @@ whole in memory. Files appear under their names only when all of them are whole 
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -85,6 +85,7 @@ def convert(
         # 2. plan
         made = plan(checkpoint, types, out_dir or Path.cwd(), wishes=wishes, importance=importance)
         # 3. check the disk
+        _make_folder(stack, made.files[0].path.parent)
         _check_targets(checkpoint, made, overwrite=overwrite)
         # 4. stream
         files = [_open(stack, file.path, file.n_bytes) for file in made.files]
@@ -120,11 +121,27 @@ def dry_run(
         return plan(checkpoint, types, out_dir or Path.cwd(), wishes=wishes, importance=importance)
 
 
+def _make_folder(stack: ExitStack, folder: Path) -> None:
+    """Make the target folder if it is not there; it is taken away again if nothing comes to lie in it."""
+    if folder.exists():
+        return
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise OutputError(folder, f"cannot be made ({error.strerror})", "choose another folder with --out") from error
+    stack.callback(_remove_if_empty, folder)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):
+        folder.rmdir()
+
+
 def _check_targets(checkpoint: Checkpoint, made: Plan, *, overwrite: bool) -> None:
     """Refuse before the first byte what cannot end well."""
     folder = made.files[0].path.parent
     if not folder.is_dir():
-        raise OutputError(folder, "is not a folder", "create it, or choose another one with --out")
+        raise OutputError(folder, "is not a folder", "choose another one with --out")
     for path in [path for file in made.files for path in (file.path, manifest_path(file.path))]:
         if not os.path.lexists(path):
             continue

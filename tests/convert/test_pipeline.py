@@ -119,14 +119,17 @@ def importance_of(model: Path) -> dict[str, NDArray[np.float32]]:
     return {name: rng.random(int(shape[0]), dtype=np.float32) for name, shape in shapes.items() if len(shape) > 1}
 
 
+WEIGHTED = ("Q4_0", "Q4_K_M", "Q5_K_S", "IQ4_XS")
+
+
 def test_importance_matrix_gives_the_weights_too(tmp_path: Path, out: Path) -> None:
     source = checkpoints.write(tmp_path / "model", NINE)
     plain = convert(source, ["BF16"], tmp_path)[0].path
     columns = importance_of(plain)
     write_imatrix(tmp_path / "model.imatrix.gguf", columns)
-    theirs = {tmp_path / f"{name}.gguf": RECIPES[name].file_type for name in QUANTISED}
+    theirs = {tmp_path / f"{name}.gguf": RECIPES[name].file_type for name in WEIGHTED}
     upstream.quantize(plain, theirs, importance={name: values.tolist() for name, values in columns.items()})
-    for made in convert(source, QUANTISED, out, imatrix=tmp_path / "model.imatrix.gguf"):
+    for made in convert(source, WEIGHTED, out, imatrix=tmp_path / "model.imatrix.gguf"):
         ours, reference = GGUFReader(made.path), GGUFReader(tmp_path / f"{made.type}.gguf")
         for tensor, expected in zip(ours.tensors, reference.tensors, strict=True):
             assert (tensor.name, tensor.tensor_type) == (expected.name, expected.tensor_type)
@@ -281,8 +284,19 @@ def test_missing_and_wrong_output_folders(checkpoint: Path, out: Path) -> None:
     (out / "Tiny-R1-Q4_0.gguf").mkdir()
     with pytest.raises(OutputError, match="is a folder; choose another"):
         convert(checkpoint, ["Q4_0"], out, overwrite=True)
-    with pytest.raises(OutputError, match="is not a folder; create it"):
-        convert(checkpoint, ["Q4_0"], out / "nowhere")
+    (out / "file").write_text("in the way")
+    with pytest.raises(OutputError, match="is not a folder; choose another"):
+        convert(checkpoint, ["Q4_0"], out / "file")
+    with pytest.raises(OutputError, match="cannot be made"):
+        convert(checkpoint, ["Q4_0"], out / "file" / "below")
+
+
+def test_a_missing_output_folder_is_made_and_goes_again_when_nothing_comes_of_it(checkpoint: Path, out: Path) -> None:
+    assert convert(checkpoint, ["Q4_0"], out / "a" / "b")[0].path.parent == out / "a" / "b"
+    (checkpoint / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError):
+        convert(checkpoint, ["Q4_0"], out / "c")
+    assert not (out / "c").exists()
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
