@@ -36,8 +36,12 @@ def demo(n_sums: int) -> None:
     folder = demo_model().parent
 
     step(f"1. Convert {display(CHECKPOINT)} to {', '.join(TYPES)}")
-    for result in convert(CHECKPOINT, TYPES, folder, overwrite=True):
-        screen.print(f"   {result.path.name:<18} {result.n_bytes / 1e6:5.1f} MB  {result.seconds:.2f} s")
+    made = convert(CHECKPOINT, TYPES, folder, overwrite=True)
+    for result in made:
+        screen.print(
+            f"   {result.path.name:<18} {result.n_bytes / 1e6:5.1f} MB  {result.bits_per_weight:5.2f} bits a weight"
+        )
+    screen.print(f"   in one pass, {made[0].seconds:.2f} s", style="dim")
     paths = [folder / f"demo-{name}.gguf" for name in TYPES]
 
     step(f"2. Ask {paths[1].name} two questions (the thought is dimmed)")

@@ -42,7 +42,9 @@ class Reply:
     """When the text of one reply came."""
 
     asked_s: float
-    token_s: list[float]
+    token_s: list[float]  # when text came; a token that ends inside a character or in white space shows none
+    n_tokens: int = 0
+    end_s: float = 0.0  # when the last token was said to be the last
     done: Done | None = None
 
     @property
@@ -51,7 +53,7 @@ class Reply:
 
     @property
     def tokens_per_s(self) -> float:
-        return (len(self.token_s) - 1) / (self.token_s[-1] - self.token_s[0])
+        return (self.n_tokens - 1) / (self.end_s - self.token_s[0])
 
     def longest_gap_s(self, after_s: float, before_s: float) -> float:
         """The longest wait between two tokens that overlaps a time span."""
@@ -74,13 +76,14 @@ async def ask(client: EngineClient, text: str, n_tokens: int) -> Reply:
         if isinstance(event, Text):
             reply.token_s.append(time.perf_counter())
         elif isinstance(event, Done):
-            reply.done = event
+            reply.done, reply.n_tokens, reply.end_s = event, event.n_output_tokens, time.perf_counter()
     return reply
 
 
 def serve(server: peers.Server, text: str, n_tokens: int, banned: list[int]) -> Reply:
     asked_s = time.perf_counter()
-    return Reply(asked_s, list(server.stream(text, n_tokens, banned)))
+    token_s = list(server.stream(text, n_tokens, banned))
+    return Reply(asked_s, token_s, n_tokens, time.perf_counter())
 
 
 def together(*calls: Callable[[], Reply]) -> list[Reply]:
@@ -325,8 +328,8 @@ def gap(replies: list[Reply]) -> float:
 
 
 def total(replies: list[Reply]) -> float:
-    n_tokens = sum(len(reply.token_s) for reply in replies)
-    return n_tokens / (max(r.token_s[-1] for r in replies) - min(r.asked_s for r in replies))
+    n_tokens = sum(reply.n_tokens for reply in replies)
+    return n_tokens / (max(r.end_s for r in replies) - min(r.asked_s for r in replies))
 
 
 async def collect(stream: AsyncIterator[Event]) -> list[Event]:

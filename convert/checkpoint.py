@@ -23,8 +23,9 @@ from edge.errors import CheckpointError
 
 Json = dict[str, Any]
 
-N_HEADER_BYTES_MAX = 100_000_000  # the format's own limit
-N_JSON_BYTES_MAX = 100_000_000  # the largest tokenizer.json in the field has 35 MB
+# Parsed JSON takes up to 20 times its text, so the limits are near what the largest files in the field have.
+N_HEADER_BYTES_MAX = 16_000_000  # 20 000 tensors; the format's own limit is 100 MB
+N_JSON_BYTES_MAX = 8_000_000
 N_TENSORS_MAX = 20_000  # a dense 126-layer model has 1138
 N_DIMENSIONS_MAX = 4
 NAME = re.compile(r"[A-Za-z0-9_.\-]{1,256}")
@@ -212,6 +213,8 @@ def parse_json(path: Path, text: str) -> Json:
         value = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
     except RecursionError:
         raise CheckpointError(path, "is nested too deeply", _DOWNLOAD_AGAIN) from None
+    except MemoryError:
+        raise CheckpointError(path, "needs more memory than there is", "close other programs") from None
     except ValueError as error:
         raise CheckpointError(path, f"is not valid JSON ({error})", _remedy_for(text)) from error
     if not isinstance(value, dict):

@@ -72,7 +72,7 @@ def manifest(
         else {"name": importance.path.name, "datasets": list(importance.datasets), "n_chunks": importance.n_chunks},
         "tool": {"edge-gguf": __version__, "llama-cpp-python": _version("llama-cpp-python")},
     }
-    return (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode()
+    return (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode(errors="replace")
 
 
 def _hub_record(path: Path) -> tuple[str | None, str | None]:

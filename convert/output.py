@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import sys
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -58,7 +59,7 @@ class OutputFile:
         """Bring every byte to the disk."""
         try:
             os.ftruncate(self._descriptor, self.n_bytes)  # the padding after the last tensor
-            os.fsync(self._descriptor)
+            _sync(self._descriptor)
         except OSError as error:
             raise self._failed(error) from error
 
@@ -183,10 +184,18 @@ def n_bytes_free(folder: Path) -> int:
     return found.f_bavail * found.f_frsize
 
 
+def _sync(descriptor: int) -> None:
+    """Bring a file to the disk. On macOS fsync stops at the disk's own memory."""
+    if sys.platform == "darwin":
+        fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(descriptor)
+
+
 def _sync_folder(folder: Path) -> None:
     """A new name is safe only when its folder is on the disk."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        _sync(descriptor)
     finally:
         os.close(descriptor)

@@ -7,7 +7,7 @@ whole in memory. Files appear under their names only when all of them are whole 
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,7 +25,7 @@ from convert.plan import Plan, PlannedFile, plan
 from convert.quantize import Kind, Scratch
 from convert.recipes import Wishes, file_order
 from convert.stops import Stop, safe_stops
-from edge.errors import CheckpointError, NoSpaceError, OutputError
+from edge.errors import CheckpointError, EngineError, NoSpaceError, OutputError
 
 N_BLOCK_VALUES = 1 << 20  # 4 MB of float32 per core, enough to drown Python's part of the work
 N_ALL_BLOCKS_VALUES = 1 << 23  # on many cores the blocks get smaller, so that memory stays the same
@@ -77,7 +77,7 @@ def convert(
     no new file is left and the source is as it was.
     """
     start = time.perf_counter()
-    with ExitStack() as stack:
+    with _enough_memory(), ExitStack() as stack:
         stop = stack.enter_context(safe_stops())
         # 1. open
         checkpoint = stack.enter_context(Checkpoint.open(src))
@@ -105,6 +105,14 @@ def convert(
             file.keep()
         seconds = time.perf_counter() - start
         return [_conversion(made, file, sha256, src, seconds) for file, sha256 in zip(made.files, hashes, strict=True)]
+
+
+@contextmanager
+def _enough_memory() -> Iterator[None]:
+    try:
+        yield
+    except MemoryError as error:
+        raise EngineError("there is not enough memory to convert", "close other programs, then try again") from error
 
 
 def dry_run(

@@ -158,6 +158,7 @@ def _plan_file(
 
 def _describe_origin(writer: GGUFWriter, name: str, model: Model, vocabulary: Vocabulary) -> None:
     """general.*, in the order of upstream's converter and with its way of taking a model's name apart."""
+    name = name.encode(errors="replace").decode()  # a folder's name may be any bytes
     full_name, _, basename, finetune, version, label = Metadata.get_model_id_components(name, model.n_parameters)
     writer.add_type(GGUFType.MODEL)
     vocabulary.describe_sampling(writer)

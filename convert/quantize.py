@@ -29,8 +29,8 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _FLOATS = ctypes.POINTER(ctypes.c_float)
-# the file name with the version: the one without it is a second copy, with tables of its own
-_LIBRARY = "libggml-base.0.dylib" if sys.platform == "darwin" else "libggml-base.so.0"
+# the file name with the version first: where there are both, the one without is a second copy with tables of its own
+_NAMES = ("libggml-base.0.dylib", "libggml-base.dylib") if sys.platform == "darwin" else ("libggml-base.so.0",)
 
 
 @cache
@@ -39,7 +39,8 @@ def _library() -> ctypes.CDLL:
     folders = package.submodule_search_locations if package else None
     if not folders:
         raise EngineError("the llama_cpp package is not installed", "install it with `pip install llama-cpp-python`")
-    path = Path(folders[0]) / "lib" / _LIBRARY
+    paths = [Path(folders[0]) / "lib" / name for name in _NAMES]
+    path = next((path for path in paths if path.exists()), paths[0])
     try:
         library = ctypes.CDLL(str(path))
     except OSError as error:
@@ -126,12 +127,20 @@ def in_parallel(work: Callable[[Task], Result], tasks: Iterable[Task], n_threads
             for task in tasks:
                 if len(under_way) == 2 * n_threads:
                     yield under_way.popleft().result()
-                under_way.append(pool.submit(work, task))
+                under_way.append(_submit(pool, work, task))
             while under_way:
                 yield under_way.popleft().result()
         finally:
             for future in under_way:
                 future.cancel()
+
+
+def _submit(pool: ThreadPoolExecutor, work: Callable[[Task], Result], task: Task) -> Future[Result]:
+    try:
+        return pool.submit(work, task)
+    except RuntimeError as error:  # the system allows no more threads
+        problem = f"no thread can be started ({error})"
+        raise EngineError(problem, "close other programs, or raise the limit of processes") from error
 
 
 class Scratch(local):

@@ -144,9 +144,9 @@ class Tokenizer:
         template = self.config.get("chat_template")
         if template is None:
             return beside
-        if isinstance(template, str) and len(template) <= N_TEMPLATE_BYTES_MAX:
-            return template
-        if isinstance(template, list) and all(_is_named_template(entry) for entry in template):
+        if _is_template(template):
+            return str(template)
+        if isinstance(template, list) and template and all(_is_named_template(entry) for entry in template):
             return tuple({"name": entry["name"], "template": entry["template"]} for entry in template)
         path = self.folder / "tokenizer_config.json"
         raise CheckpointError(path, f"chat_template is a {type(template).__name__} of no known form", _AGAIN)
@@ -249,5 +249,9 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
+def _is_template(text: Any) -> bool:
+    return isinstance(text, str) and len(text) <= N_TEMPLATE_BYTES_MAX and _is_unicode(text)
+
+
 def _is_named_template(entry: Any) -> bool:
-    return isinstance(entry, dict) and all(isinstance(entry.get(key), str) for key in ("name", "template"))
+    return isinstance(entry, dict) and all(_is_template(entry.get(key)) for key in ("name", "template"))

@@ -13,6 +13,7 @@ from convert.checkpoint import Checkpoint, read_json, read_json_if_there, read_t
 from convert.tokenizer import N_TEMPLATE_BYTES_MAX, Tokenizer
 from edge.errors import CheckpointError
 
+N_TOKENIZER_BYTES_MAX = 48_000_000  # Gemma 3's, with 262,144 tokens, has 33 MB
 SAMPLING = {  # generation_config.json: the writer's method, least and most
     "top_k": ("top_k", 0, 1_000_000),
     "top_p": ("top_p", 0.0, 1.0),
@@ -44,7 +45,8 @@ class Vocabulary:
         """The vocabulary, padded to the `n_tokens` rows of the embedding. CheckpointError names file and fault."""
         folder = checkpoint.path
         config = read_json_if_there(folder, "tokenizer_config.json")
-        tokenizer = Tokenizer(folder, read_json(folder, "tokenizer.json"), config, checkpoint.config)
+        values = read_json(folder, "tokenizer.json", n_bytes_max=N_TOKENIZER_BYTES_MAX)
+        tokenizer = Tokenizer(folder, values, config, checkpoint.config)
         template = read_text_if_there(folder, "chat_template.jinja", n_bytes_max=N_TEMPLATE_BYTES_MAX)
         tokens, types = tokenizer.tokens(n_tokens)
         return cls(

@@ -36,6 +36,9 @@ from edge.errors import BusyError, ConstraintDeadEndError, ContextOverflowError,
 
 NO_ROOM = 1  # decode code: the KV pool is full, nothing was changed
 MIN_CHUNK_TOKENS = 16  # smaller prompt chunks lose more than 10 % of the prefill rate
+# Weights are multiplied with rows in groups of 4, left-over rows one by one: on a 1.5B Q4_0 model and two cores a
+# step of 3 rows took 171 ms, one of 4 rows 129 ms.
+ROW_GROUP = 4
 MIN_SHARED_TOKENS = 32  # a shared beginning worth waiting for, or loading
 MIN_KEPT_TOKENS = 256  # a shared beginning worth writing to disk
 
@@ -58,6 +61,7 @@ class Scheduler:
         self._grammars = Grammars(llama)
         self._end_tokens = llama.end_tokens()
         self._slots = [Slot(i) for i in range(settings.n_slots)]
+        self._spare = settings.n_slots  # a sequence that is nobody's, for rows that only fill a group
         self._waiting: deque[Stream] = deque()
         self._active: list[Stream] = []
         self._parked: list[Stream] = []  # had to give their KV room away; back as soon as somebody leaves
@@ -129,6 +133,7 @@ class Scheduler:
             self._fill()
             started_s = self._clock()
             code = self._llama.decode(self._batch)
+            self._llama.remove(self._spare)
             if code == 0:
                 self._advance(self._clock() - started_s)
             elif code == NO_ROOM:
@@ -226,13 +231,16 @@ class Scheduler:
         reading = sorted((s for s in self._active if s not in generating), key=lambda s: len(s.todo))
         for stream in generating:
             self._put(stream, 1)
+        n_rows_max = batch.n_tokens_max
+        if generating:
+            n_in_time = int(self._settings.step_time_s / self._prefill_s_per_token)
+            n_rows = max(len(generating) + MIN_CHUNK_TOKENS, n_in_time)
+            n_rows_max = min(n_rows_max, n_rows // ROW_GROUP * ROW_GROUP)
         for stream in reading:
-            n_free = batch.n_free
-            if generating:
-                allowed = int(self._settings.step_time_s / self._prefill_s_per_token)
-                n_free = min(n_free, max(MIN_CHUNK_TOKENS, allowed) - (len(batch) - len(generating)))
-            if n_free > 0:
+            if (n_free := n_rows_max - len(batch)) > 0:
                 self._put(stream, min(n_free, len(stream.todo)))
+        if len(batch) % ROW_GROUP == ROW_GROUP - 1 and batch.n_free:
+            batch.add(0, 0, self._spare, output=False)  # a full group costs less than one row short of it
 
     def _put(self, stream: Stream, n_tokens: int) -> None:
         """Add the first n_tokens of todo; logits are wanted only behind its last token."""

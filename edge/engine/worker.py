@@ -61,8 +61,8 @@ def serve(front: Front) -> None:
     loading = llama.Loading(
         n_ctx_tokens=settings.n_ctx_tokens,
         n_ubatch_tokens=settings.n_ubatch_tokens,
-        n_sequences=settings.n_slots,
-        n_outputs=settings.n_slots,
+        n_sequences=settings.n_slots + 1,  # and the scheduler's spare one
+        n_outputs=settings.n_slots + 1,  # libllama aborts on fewer outputs than sequences
         n_threads=n_threads,
     )
     started_s = time.perf_counter()

@@ -12,7 +12,7 @@ from convert.checkpoint import Checkpoint
 from convert.families import FAMILIES, Model, understand
 from convert.pipeline import convert
 from edge.errors import CheckpointError, UnsupportedArchitectureError
-from tests.convert import checkpoints
+from tests.convert import checkpoints, reference, upstream
 from tests.convert.checkpoints import Shape
 
 LLAMA3 = {
@@ -249,3 +249,34 @@ def test_biases_that_a_llama_may_have(tmp_path: Path) -> None:
     names = {weight.name for weight in understood(folder).weights}
     assert {"blk.0.ffn_down.bias", "blk.1.attn_k.bias"} <= names
     assert "blk.1.ffn_down.bias" not in names
+
+
+QWEN3 = Shape("Qwen3ForCausalLM", embd=64, ff=96, head=4, head_kv=2, head_dim=32, layer=3, bias=False, is_tied=True)
+MODELS = {
+    "qwen2": (Shape(embd=64, ff=96, head=4, head_kv=2, layer=3), {}),
+    "qwen2, tied": (Shape(embd=64, ff=96, head=4, head_kv=1, layer=3, is_tied=True), {}),
+    "qwen3": (QWEN3, {}),
+    "llama": (Shape("LlamaForCausalLM", embd=64, ff=96, head=4, head_kv=2, layer=3, bias=False), {}),
+    "llama with biases": (Shape("LlamaForCausalLM", embd=64, ff=96, head=2, head_kv=2, layer=3), {}),
+    "llama 3": (
+        Shape("LlamaForCausalLM", embd=128, ff=96, head=4, head_kv=2, layer=3, bias=False),
+        # so short that a few tokens tell slow frequencies from fast ones
+        {"rope_scaling": LLAMA3 | {"factor": 8.0, "original_max_position_embeddings": 32}},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_libllama_says_what_the_checkpoint_says(tmp_path: Path, name: str) -> None:
+    """The network computed in numpy from the checkpoint, and by libllama from our file: the same logits."""
+    shape, changes = MODELS[name]
+    shape = replace(shape, dtype="F32")
+    folder = checkpoints.write(tmp_path / "model", shape)
+    checkpoints.change(folder, "config.json", **changes)
+    weights = {name: 4 * value + ("norm" in name) for name, value in checkpoints.tensors(shape).items()}
+    checkpoints.write_tensors(folder, weights, dtype="F32")
+    tokens = [257, *range(7, 283, 23)]
+    expected = reference.logits(checkpoints.config(shape) | changes, weights, tokens)
+    found = np.array(upstream.logits(convert(folder, ["F32"], tmp_path)[0].path, tokens))
+    assert np.abs(expected).max() > 2
+    assert np.abs(found - expected).max() < 0.01 * np.abs(expected).max()

@@ -212,6 +212,14 @@ def test_default_folder_is_the_current_one(checkpoint: Path, tmp_path: Path, mon
     assert convert(checkpoint, ["Q8_0"])[0].path.resolve() == tmp_path / "Tiny-R1-Q8_0.gguf"
 
 
+@pytest.mark.parametrize("name", ["模型 ü", "two\nlines", "a'b\"c", "-Q4_0", "bytes \udcff", "7B", "..."])
+def test_any_folder_name_will_do(tmp_path: Path, out: Path, name: str) -> None:
+    source = checkpoints.write(tmp_path / name, Shape(embd=32, ff=32, head=2, head_kv=1, layer=1))
+    made = convert(source, ["Q8_0"], out)[0]
+    assert made.path.name == f"{name}-Q8_0.gguf"
+    assert GGUFReader(made.path).fields["general.name"].contents()
+
+
 def test_name_comes_from_the_hub_cache(tmp_path: Path, out: Path) -> None:
     """snapshots/REVISION holds links to ../../blobs; the model's name is further up."""
     plain = checkpoints.write(tmp_path / "plain", Shape(embd=32, ff=32, head=2, head_kv=1, layer=1))
@@ -514,6 +522,25 @@ def test_two_at_once_do_not_mix(checkpoint: Path, out: Path) -> None:
 
     convert(checkpoint, ["Q4_0"], out, progress=second)
     assert names(out) == ["Tiny-R1-Q4_0.gguf", "Tiny-R1-Q4_0.gguf.json"]
+
+
+_HUNGRY = (
+    "import sys, resource; from pathlib import Path; from convert.pipeline import convert; from edge.errors import *\n"
+    "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+    "resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[3]), -1))\n"
+    "try: convert(Path(sys.argv[1]), ['Q4_0'], Path(sys.argv[2]), overwrite=True)\n"
+    "except EdgeError as error: print(error)\n"
+)
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1 << 20, 12 << 20, 30 << 20])
+def test_too_little_memory_is_said(tmp_path: Path, out: Path, n_bytes: int) -> None:
+    checkpoint = checkpoints.write(tmp_path / "model", Shape(embd=1024, ff=2048, vocab=2048, head=8))
+    arguments = [sys.executable, "-c", _HUNGRY, checkpoint, out, str(n_bytes)]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "memory" in done.stdout or "thread" in done.stdout
+    assert list(out.iterdir()) == []
 
 
 # cost

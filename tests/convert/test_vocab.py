@@ -261,7 +261,7 @@ def test_tokenizer_larger_than_the_embedding(folder: Path) -> None:
 def test_missing_and_huge_tokenizers(folder: Path) -> None:
     with (folder / "tokenizer.json").open("wb") as file:
         file.truncate(500_000_000)
-    assert refused(folder).problem.startswith("has 500,000,000 bytes, more than the 100,000,000")
+    assert refused(folder).problem.startswith("has 500,000,000 bytes, more than the 48,000,000")
     (folder / "tokenizer.json").unlink()
     assert refused(folder).problem == "has no tokenizer.json"
 
@@ -386,9 +386,10 @@ def test_several_chat_templates_keep_their_names(folder: Path) -> None:
     assert writer.kv_data[0]["tokenizer.chat_template.tool_use"].value == "two"
 
 
-@pytest.mark.parametrize("value", [7, ["x"], [{"name": "a"}], "x" * 1_000_001])
+@pytest.mark.parametrize("value", [7, [], ["x"], [{"name": "a"}], "x" * 1_000_001, "\ud800"])
 def test_chat_templates_that_are_none(folder: Path, value: object) -> None:
-    checkpoints.change(folder, "tokenizer_config.json", chat_template=value)
+    config = checkpoints.tokenizer_config() | {"chat_template": value}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     error = refused(folder)
     assert error.path == folder / "tokenizer_config.json"
     assert error.problem == f"chat_template is a {type(value).__name__} of no known form"

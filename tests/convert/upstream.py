@@ -41,11 +41,25 @@ ids = [model.tokenize(text.encode(), add_bos=bos, special=special) for text, bos
 json.dump(ids, sys.stdout)
 """
 
+_LOGITS = """
+import json, sys, llama_cpp
+job = json.load(sys.stdin)
+model = llama_cpp.Llama(job["path"], n_ctx=64, logits_all=True, n_threads=1, verbose=False)
+model.eval(job["tokens"])
+json.dump(model.scores[: len(job["tokens"])].tolist(), sys.stdout)
+"""
+
 
 def quantize(source: Path, targets: Mapping[Path, int], **wishes: Any) -> None:
     """What llama_model_quantize makes of a GGUF, for each target its file type."""
     job = {"source": str(source), "targets": {str(path): int(kind) for path, kind in targets.items()}, "wishes": wishes}
     _run(_QUANTIZE, job)
+
+
+def logits(path: Path, tokens: Sequence[int]) -> list[list[float]]:
+    """What libllama says after each token, (n_tokens, n_vocab)."""
+    found: list[list[float]] = json.loads(_run(_LOGITS, {"path": str(path), "tokens": list(tokens)}))
+    return found
 
 
 @dataclass(frozen=True)

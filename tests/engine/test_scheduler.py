@@ -332,3 +332,15 @@ def test_requests_with_a_common_beginning_read_it_once() -> None:
     cached = [done(events, str(i)).n_cached_tokens for i in range(4)]
     assert cached[0] == 0
     assert min(cached[1:]) >= len(beginning)
+
+
+def test_a_group_of_rows_is_filled_rather_than_left_one_short() -> None:
+    llama = FakeLlama(replies(("a", "x" * 30)))
+    s = scheduler(llama, n_slots=3)
+    for i in range(3):
+        s.submit(request(str(i), "a"))
+    events = run(s)
+    assert all(text(events, str(i)) == "x" * 30 for i in range(3))
+    assert max(llama.widths) == 4
+    assert 3 not in llama.widths
+    assert not llama.kv[3], "the spare sequence is emptied after each step"
