@@ -164,7 +164,7 @@ def _plan_document(made: Plan) -> dict[str, Any]:
         "architecture": made.model.architecture,
         "n_parameters": made.model.n_parameters,
         "n_source_bytes": made.n_source_bytes,
-        "cpu_s": round(made.cpu_s(), 3),
+        "cpu_s": made.cpu_s(),
         "n_cores": made.n_cores,
         "files": [
             {

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
 
 class Stop:
     """Remembers a signal until a place where nothing is half done. A second one is obeyed at once."""
@@ -28,12 +30,16 @@ class Stop:
 
 @contextmanager
 def safe_stops() -> Iterator[Stop]:
-    """Ctrl-C, SIGTERM and SIGHUP wait for `check`. Outside the main thread signals are somebody else's."""
+    """Ctrl-C, SIGTERM and SIGHUP wait for `check`. Ignored signals stay ignored: nohup means it.
+
+    Outside the main thread signals are somebody else's.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop.note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    heard = [number for number in _SIGNALS if signal.getsignal(number) not in (signal.SIG_IGN, None)]
+    before = {number: signal.signal(number, stop.note) for number in heard}
     try:
         yield stop
     finally:

@@ -20,7 +20,8 @@ def logits(config: dict[str, Any], tensors: dict[str, NDArray[Any]], tokens: lis
         x = x + _attention(config, block, _norm(config, x, block["input_layernorm.weight"]))
         x = x + _feed_forward(block, _norm(config, x, block["post_attention_layernorm.weight"]))
     head = weights.get("lm_head.weight", weights["model.embed_tokens.weight"])
-    return _norm(config, x, weights["model.norm.weight"]) @ head.T
+    found: Array = _norm(config, x, weights["model.norm.weight"]) @ head.T
+    return found
 
 
 def _norm(config: dict[str, Any], x: Array, weight: Array) -> Array:
@@ -29,7 +30,8 @@ def _norm(config: dict[str, Any], x: Array, weight: Array) -> Array:
 
 
 def _linear(block: dict[str, Array], name: str, x: Array) -> Array:
-    return x @ block[f"{name}.weight"].T + block.get(f"{name}.bias", np.zeros(1))
+    found: Array = x @ block[f"{name}.weight"].T + block.get(f"{name}.bias", np.zeros(1))
+    return found
 
 
 def _feed_forward(block: dict[str, Array], x: Array) -> Array:

@@ -17,7 +17,7 @@ from tests.convert import checkpoints
 from tests.convert.checkpoints import Shape
 
 TINY = Shape(embd=32, ff=32, head=2, head_kv=1, layer=1)
-STRANGE = (
+STRANGE: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**31, 2**63, 2**64, 10**40, 0.5, 1e308, "", "x", "\ud800", "\0", "../../x", "é" * 500,
     [], [[]], {}, [None], {"a": None}, [0] * 100, {"type": "Sequence"}, ["\udfff", "a"], {"content": 7}, "NaN",
 )  # fmt: skip
