@@ -23,7 +23,6 @@ from numpy.typing import NDArray
 from edge.config import Sampling
 from edge.errors import EngineError, ModelFileError
 
-NO_ROOM: Final = 1  # llama_decode: no room in the KV cache, nothing was changed
 MAX_SEQUENCES: Final = 64  # libllama aborts at 256
 
 _log: list[str] = []  # the library's last complaints, for the text of an error
@@ -169,8 +168,6 @@ class Llama:
             raise ModelFileError(path, f"cannot be loaded ({last_complaint()})", "convert or fetch the model again")
         self._vocab: Any = lib.llama_model_get_vocab(self._model)
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
-        self.bos: int = lib.llama_vocab_bos(self._vocab)
-        self.adds_bos: bool = lib.llama_vocab_get_add_bos(self._vocab)
         self._open_context(loading)
         self._pieces: dict[int, bytes] = {}
         self._buffer = ctypes.create_string_buffer(1024)
@@ -288,7 +285,7 @@ class Llama:
         return Sampler(settings, self.n_vocab, banned)
 
     def decode(self, batch: Batch) -> int:
-        """0 done; NO_ROOM; < 0 failed: -1 invalid, -2 out of memory, -3 compute."""
+        """0 done; 1 no room in the KV cache, nothing changed; < 0 failed: -1 invalid, -2 out of memory, -3 compute."""
         assert 0 < len(batch) <= self.n_batch_tokens
         return int(lib.llama_decode(self._context, batch.raw))
 
