@@ -35,7 +35,7 @@ from edge.engine.stream import Door, Slot, Stream
 from edge.errors import BusyError, ConstraintDeadEndError, ContextOverflowError, EdgeError, EngineError
 
 NO_ROOM = 1  # decode code: the KV pool is full, nothing was changed
-MIN_CHUNK_TOKENS = 16  # smaller prompt chunks lose more than 10 % of the prefill rate
+MIN_CHUNK_TOKENS = 4  # a prompt moves on by this many a step, however slow the machine is
 # Weights are multiplied with rows in groups of 4, left-over rows one by one: on a 1.5B Q4_0 model and two cores a
 # step of 3 rows took 171 ms, one of 4 rows 129 ms.
 ROW_GROUP = 4
@@ -67,8 +67,8 @@ class Scheduler:
         self._parked: list[Stream] = []  # had to give their KV room away; back as soon as somebody leaves
         self._outbox: list[Event] = []
         self._n_steps = 0
-        # running estimate of this machine; at first as slow as the smallest chunk allows for
-        self._prefill_s_per_token = settings.step_time_s / MIN_CHUNK_TOKENS
+        # running estimate of this machine at this depth; the first guess is a slow board's
+        self._prefill_s_per_token = 0.02
 
     @property
     def has_work(self) -> bool:
@@ -233,9 +233,9 @@ class Scheduler:
             self._put(stream, 1)
         n_rows_max = batch.n_tokens_max
         if generating:
-            n_in_time = int(self._settings.step_time_s / self._prefill_s_per_token)
-            n_rows = max(len(generating) + MIN_CHUNK_TOKENS, n_in_time)
-            n_rows_max = min(n_rows_max, n_rows // ROW_GROUP * ROW_GROUP)
+            n_in_time = int(self._settings.step_time_s / self._prefill_s_per_token) // ROW_GROUP
+            n_at_least = -(-(len(generating) + MIN_CHUNK_TOKENS) // ROW_GROUP)
+            n_rows_max = min(n_rows_max, max(n_at_least, n_in_time) * ROW_GROUP)
         for stream in reading:
             if (n_free := n_rows_max - len(batch)) > 0:
                 self._put(stream, min(n_free, len(stream.todo)))
@@ -258,7 +258,7 @@ class Scheduler:
     def _advance(self, elapsed_s: float) -> None:
         """After a good decode: sample where a prompt is complete, report progress where it is not."""
         n_tokens = len(self._batch)
-        if n_tokens >= MIN_CHUNK_TOKENS:
+        if n_tokens >= 2 * ROW_GROUP:  # in smaller batches reading the weights takes the time, not the rows
             self._prefill_s_per_token += 0.5 * (elapsed_s / n_tokens - self._prefill_s_per_token)
         for stream in list(self._active):
             if stream.output_index >= 0:
