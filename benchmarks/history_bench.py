@@ -12,6 +12,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -21,9 +22,10 @@ from edge.history import History
 from edge.messages import Conversation, Message, Settings
 
 WORDS = (
-    "sum carry tens ones hundred model board energy memory thread token answer question because therefore result the of "
-    "and to in is it for was equation 方程 解方程 数学 函数 等于 结果 因此 我们 可以 模型 内存 问题 答案"
-).split()
+    *("sum", "carry", "tens", "ones", "hundred", "model", "board", "energy", "memory", "thread", "token", "answer"),
+    *("question", "because", "therefore", "result", "the", "of", "and", "to", "in", "is", "it", "for", "was"),
+    *("equation", "方程", "解方程", "数学", "函数", "等于", "结果", "因此", "我们", "可以", "模型", "内存", "问题"),
+)
 N_PER_CONVERSATION = 20
 N_CALLS = 30
 LIST_BAR_MS, SEARCH_BAR_MS, BAR_MESSAGES = 20.0, 50.0, 2000
@@ -62,6 +64,10 @@ def filled(path: Path, n_messages: int) -> History:
     return history
 
 
+def open_and_close(path: Path) -> None:
+    History(path).close()
+
+
 def time_ms(call: Callable[[], object]) -> float:
     """The median time of N_CALLS calls."""
     samples = []
@@ -83,10 +89,10 @@ def main(counts: tuple[int, ...], *, check: bool) -> None:
             path = Path(folder) / "history.db"
             filled(path, n_messages).close()
             click.echo(f"{n_messages:,} messages, {path.stat().st_size / 1e6:.1f} MB")
-            click.echo(f"  {'open and check':<28}{time_ms(lambda path=path: History(path).close()):8.1f} ms")
+            click.echo(f"  {'open and check':<28}{time_ms(partial(open_and_close, path)):8.1f} ms")
             with History(path) as history:
                 for name, query in QUERIES.items():
-                    taken_ms = time_ms(lambda history=history, query=query: history.find(query))
+                    taken_ms = time_ms(partial(history.find, query))
                     bar_ms = LIST_BAR_MS if name == "list" else SEARCH_BAR_MS
                     slow += [name] if n_messages <= BAR_MESSAGES and taken_ms > bar_ms else []
                     click.echo(f"  {name:<28}{taken_ms:8.1f} ms")

@@ -44,6 +44,8 @@ FLOORS = {
     "edge/transfer.py": 1,
     "edge/database.py": 1,
     "edge/history.py": 2,
+    "edge/documents.py": 1,
+    "edge/recording.py": 3,
     "edge/chat.py": 3,
     "edge/terminal.py": 4,
     "edge/serve/openai.py": 4,

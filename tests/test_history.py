@@ -100,9 +100,8 @@ def test_search_finds_parts_of_words_in_every_script(history: History, query: st
     exchange(history, talk, "请解方程 x² - 1 = 0", 'The quadratic formula gives x; 100% a_b "quoted" (é \\')
     exchange(history, history.create().id, "something else", "of no interest")
     if not indexed:  # a SQLite without full-text search
-        for name in ("search_comes", "search_goes", "search_leaves", "search_joins"):
-            history._database.write(lambda db, name=name: db.execute(f"DROP TRIGGER {name}"))
-        history._database.write(lambda db: db.execute("DROP TABLE search"))
+        triggers = [f"DROP TRIGGER search_{verb}" for verb in ("comes", "goes", "leaves", "joins")]
+        history._database.write(lambda db: [db.execute(drop) for drop in (*triggers, "DROP TABLE search")])
     assert (talk in [hit.id for hit in history.find(query)]) is found
 
 
