@@ -277,8 +277,12 @@ class History:
 
         def work(db: sqlite3.Connection) -> Message:
             talk = _get(db, conversation)
-            if parent is not None and _message(db, conversation, parent)["writer"] is not None:
-                raise ReplyRunningError
+            if parent is not None:
+                before = _message(db, conversation, parent)
+                if before["role"] != "assistant":
+                    raise UnknownConversationError("reply", parent)
+                if before["writer"] is not None:
+                    raise ReplyRunningError
             _insert(db, conversation, message)
             _change(db, conversation, leaf=message.id, updated=message.created, title=talk.title or title)
             return message
