@@ -209,7 +209,7 @@ class EngineClient:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+                env={**os.environ, "GGML_NO_BACKTRACE": "1", **dict(self.settings.environment)},
                 cwd=PACKAGE_ROOT,  # python -m looks for modules there first: never in the user's folder
                 start_new_session=True,  # Ctrl-C in the terminal is for the front alone
             )

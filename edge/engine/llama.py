@@ -20,10 +20,11 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.config import Sampling
+from edge.config import KvType, LoadMode, Sampling
 from edge.errors import EngineError, ModelFileError
 
 MAX_SEQUENCES: Final = 64  # libllama aborts at 256
+KV_TYPES: Final[dict[KvType, int]] = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0}
 
 _log: list[str] = []  # the library's last complaints, for the text of an error
 
@@ -146,6 +147,10 @@ class Loading:
     n_sequences: int
     n_outputs: int
     n_threads: int
+    load_mode: LoadMode = "read"
+    kv_type: KvType = "f16"
+    flash_attention: bool | None = None
+    n_gpu_layers: int = 0
 
 
 class Llama:
@@ -159,8 +164,11 @@ class Llama:
         self._context: Any = None
         lib.llama_backend_init()
         params = lib.llama_model_default_params()
-        # weights are repacked into a second buffer: with a memory map the model would be held twice
-        params.load_mode = lib.LLAMA_LOAD_MODE_NONE
+        # repacked weights go into a second buffer: with a memory map too, the model would be held twice
+        is_mapped = loading.load_mode == "map"
+        params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if is_mapped else lib.LLAMA_LOAD_MODE_NONE
+        params.use_extra_bufts = not is_mapped
+        params.n_gpu_layers = loading.n_gpu_layers
         callback = lib.llama_progress_callback(lambda share, _: _report(progress, share))
         params.progress_callback = callback
         self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
@@ -180,6 +188,9 @@ class Llama:
         # the default reserves logits for a whole batch: 300 MB with a vocabulary of 152k
         params.n_outputs_max = loading.n_outputs
         params.n_threads = params.n_threads_batch = loading.n_threads
+        params.type_k = params.type_v = KV_TYPES[loading.kv_type]
+        if loading.flash_attention is not None:
+            params.flash_attn_type = int(loading.flash_attention)
         params.kv_unified = True
         params.no_perf = True
         self._context = lib.llama_init_from_model(self._model, params)
@@ -351,7 +362,8 @@ def fingerprint(path: Path, loading: Loading) -> str:
         beginning = file.read(1 << 20)
         file.seek(max(0, path.stat().st_size - (1 << 20)))
         end = file.read()
-    facts = repr((path.stat().st_size, library, loading.n_sequences, lib.llama_print_system_info()))
+    layout = (loading.n_sequences, loading.kv_type, loading.flash_attention, loading.n_gpu_layers)
+    facts = repr((path.stat().st_size, library, layout, lib.llama_print_system_info()))
     return hashlib.sha256(beginning + end + facts.encode()).hexdigest()
 
 
