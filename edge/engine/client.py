@@ -25,7 +25,14 @@ from typing import Any, Literal, TypeVar
 from edge.config import SAMPLING_RANGES, EngineSettings
 from edge.engine import protocol
 from edge.engine.protocol import AnswerNow, Cancel, Close, Done, Event, Failed, Generate, Load, Loading, Phase, Ready
-from edge.errors import EdgeError, EngineDiedError, EngineDownError, OutOfRangeError, PoisonedRequestError
+from edge.errors import (
+    EdgeError,
+    EngineDiedError,
+    EngineDownError,
+    EngineError,
+    OutOfRangeError,
+    PoisonedRequestError,
+)
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -182,7 +189,13 @@ class EngineClient:
             reason = await self._run_once()
             if self._is_closed:
                 return
-            if self._load_error is not None:  # the file is at fault, not the process
+            assert self._process is not None
+            if self._process.returncode == -signal.SIGILL:  # it would die of it again
+                self._load_error = EngineError(
+                    "llama.cpp was built for another CPU and stopped at an instruction that this one does not have",
+                    "see edge doctor for the build that fits",
+                )
+            if self._load_error is not None:  # the file or the library is at fault, not the process
                 self._go_down(str(self._load_error))
                 return
             now = time.monotonic()

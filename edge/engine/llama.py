@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from edge.config import KvType, LoadMode, Sampling
 from edge.errors import EngineError, ModelFileError
 
+DEVICE_KINDS: Final = {1: "gpu", 2: "igpu", 3: "accelerator"}  # enum ggml_backend_dev_type
 MAX_SEQUENCES: Final = 64  # libllama aborts at 256
 KV_TYPES: Final[dict[KvType, int]] = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0}
 
@@ -54,6 +55,37 @@ def open_ggml(name: str) -> ctypes.CDLL:
 def system_info() -> str:
     """What the library was built with: CPU features and back ends."""
     return str(lib.llama_print_system_info().decode())
+
+
+def devices() -> list[dict[str, Any]]:
+    """What the library can compute on besides the CPU: name, description, kind, free_bytes, total_bytes."""
+    ggml, base = open_ggml("ggml"), open_ggml("ggml-base")
+    lib.llama_backend_init()
+    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
+    ggml.ggml_backend_dev_get.argtypes, ggml.ggml_backend_dev_get.restype = [ctypes.c_size_t], ctypes.c_void_p
+    for name in ("name", "description"):
+        function = getattr(base, f"ggml_backend_dev_{name}")
+        function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_char_p
+    base.ggml_backend_dev_type.argtypes, base.ggml_backend_dev_type.restype = [ctypes.c_void_p], ctypes.c_int
+    pointer = ctypes.POINTER(ctypes.c_size_t)
+    base.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, pointer, pointer]
+    found = []
+    for i in range(ggml.ggml_backend_dev_count()):
+        device = ggml.ggml_backend_dev_get(i)
+        if (kind := base.ggml_backend_dev_type(device)) == 0:  # the CPU itself
+            continue
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+        found.append(
+            {
+                "name": base.ggml_backend_dev_name(device).decode("utf-8", "replace"),
+                "description": base.ggml_backend_dev_description(device).decode("utf-8", "replace"),
+                "kind": DEVICE_KINDS.get(kind, "other"),
+                "free_bytes": free.value,
+                "total_bytes": total.value,
+            }
+        )
+    return found
 
 
 class Sampler:
@@ -204,6 +236,12 @@ class Llama:
         self.n_ctx_tokens: int = lib.llama_n_ctx(self._context)
         self.n_batch_tokens: int = lib.llama_n_batch(self._context)
         self._memory: Any = lib.llama_get_memory(self._context)
+
+    def reopen(self, loading: Loading) -> None:
+        """A new, empty context for the same model. What it holds in memory and on a GPU stays as it was loaded."""
+        lib.llama_free(self._context)
+        self._context = None
+        self._open_context(loading)
 
     # ---- vocabulary
 
