@@ -15,14 +15,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edge import __version__
-from edge.config import N_CTX_TOKENS, EngineSettings, Sampling
+from edge.board.options import CTX, FORCE, GPU_LAYERS, THREADS
+from edge.config import EngineSettings, Sampling
 from edge.errors import EdgeError
 
 if TYPE_CHECKING:
     from edge.chat import Conversation
     from edge.model.gguf import ModelInfo
 
-ELSEWHERE = {"convert": "convert.cli", "bench": "benchmarks.cli"}  # commands that live in their own package
+ELSEWHERE = {  # commands that live in their own package
+    "convert": "convert.cli", "bench": "benchmarks.cli",
+    "plan": "edge.board.cli", "doctor": "edge.board.cli", "tune": "edge.board.cli",
+}  # fmt: skip
 
 
 class EdgeGroup(click.Group):
@@ -82,11 +86,7 @@ def reply_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--min-p", type=click.FloatRange(0, 1, max_open=True), metavar="P", help=f"[{defaults.min_p}]"),
         click.option("--seed", type=click.IntRange(0, 2**32 - 1), metavar="N", help="Same seed, same reply."),
         click.option("--think/--no-think", default=True, help="Show the thought, or only the answer."),
-        click.option(
-            "--ctx", type=click.IntRange(64, 1 << 20), metavar="N", default=N_CTX_TOKENS, show_default=True,
-            help="Tokens the context holds: prompt, thought and answer.",
-        ),
-        click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="[one per fast core]"),
+        CTX, THREADS, GPU_LAYERS, FORCE,
     ]  # fmt: skip
     for option in reversed(options):
         command = option(command)
@@ -189,8 +189,25 @@ def prepare(
     return info, Conversation(chat_template(info), sampling, system, max_tokens)
 
 
-def engine_settings(info: "ModelInfo", *, ctx: int, threads: int | None, n_slots: int, **_: Any) -> EngineSettings:
-    return EngineSettings(str(info.path), n_ctx_tokens=ctx, n_threads=threads, n_slots=n_slots)
+def engine_settings(
+    info: "ModelInfo",
+    *,
+    ctx: int | None = None,
+    threads: int | None = None,
+    gpu_layers: int | None = None,
+    force: bool = False,
+    n_slots: int,
+    **_: Any,
+) -> EngineSettings:
+    """What the plan for this board says, and this process moved to the cores it leaves free. Raises NoMemoryError."""
+    from edge.board.plan import Wish, make_plan
+    from edge.board.topology import bind_front
+
+    plan = make_plan(info, Wish(ctx, None, threads, gpu_layers, force), default_slots=n_slots)
+    for note in plan.notes:
+        logging.getLogger(__name__).info("plan: %s", note)
+    bind_front(plan.board.topology)
+    return plan.settings
 
 
 def split_words(words: tuple[str, ...], piped: str) -> tuple[str | None, str]:

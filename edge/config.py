@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 QUANT_TYPES = ("Q4_K_M", "Q4_0")  # what `edge convert` makes when nothing is said
 N_CTX_TOKENS = 4096
@@ -52,6 +52,12 @@ SAMPLING_RANGES: dict[str, tuple[float, float]] = {
 }
 
 
+# How weights come into memory. read: copied and laid out anew for this CPU's fast kernels, held once. map: the file
+# itself, pages that the kernel can drop and read again; slower prompts, but it fits where nothing else does.
+LoadMode = Literal["read", "map"]
+KvType = Literal["f16", "q8_0"]
+
+
 @dataclass(frozen=True)
 class EngineSettings:
     """What the engine process loads and how."""
@@ -62,6 +68,12 @@ class EngineSettings:
     n_ubatch_tokens: int = 256  # prefill is within 3 % of its peak from 128 rows on; the compute buffer grows with it
     n_threads: int | None = None  # None: one per core of the fast cluster
     step_time_s: float = 0.35  # a prompt chunk may hold up running streams for this long
+    cpus: tuple[int, ...] | None = None  # what the engine is bound to; None: the fast cluster, if it has the threads
+    load_mode: LoadMode = "read"
+    kv_type: KvType = "f16"
+    flash_attention: bool | None = None  # None: where the library has it for this model
+    n_gpu_layers: int = 0  # the last so many, the output layer counted as one
+    environment: tuple[tuple[str, str], ...] = ()  # variables set for the engine process only
     n_queue: int = 64  # waiting requests before "busy"
     prefix_dir: str | None = None  # where states of shared prompt beginnings are kept; None: nowhere
     n_prefix_bytes_max: int = 1 << 30

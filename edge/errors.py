@@ -70,6 +70,24 @@ class NoSpaceError(EdgeError):
 
 
 @dataclass(eq=False)
+class NoMemoryError(EdgeError):
+    """A model that does not fit into what may be used of memory. nearest: what would fit, in words."""
+
+    path: Path
+    n_ctx_tokens: int
+    n_bytes_needed: int
+    n_bytes_usable: int
+    nearest: str
+
+    def __str__(self) -> str:
+        need, usable = self.n_bytes_needed / 1e6, self.n_bytes_usable / 1e6
+        return (
+            f"{self.path}: needs {need:,.0f} MB with a context of {self.n_ctx_tokens:,} tokens, "
+            f"{usable:,.0f} MB can be used; {self.nearest}; free some memory, or try it all the same with --force"
+        )
+
+
+@dataclass(eq=False)
 class ContextOverflowError(EdgeError):
     n_prompt_tokens: int
     n_ctx_tokens: int

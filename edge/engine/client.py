@@ -44,7 +44,14 @@ from edge.engine.protocol import (
     Tokenize,
     Tokens,
 )
-from edge.errors import EdgeError, EngineDiedError, EngineDownError, OutOfRangeError, PoisonedRequestError
+from edge.errors import (
+    EdgeError,
+    EngineDiedError,
+    EngineDownError,
+    EngineError,
+    OutOfRangeError,
+    PoisonedRequestError,
+)
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -245,7 +252,13 @@ class EngineClient:
             reason = await self._run_once()
             if self._is_closed:
                 return
-            if self._load_error is not None:  # the file is at fault, not the process
+            assert self._process is not None
+            if self._process.returncode == -signal.SIGILL:  # it would die of it again
+                self._load_error = EngineError(
+                    "llama.cpp was built for another CPU and stopped at an instruction that this one does not have",
+                    "see edge doctor for the build that fits",
+                )
+            if self._load_error is not None:  # the file or the library is at fault, not the process
                 self._go_down(str(self._load_error))
                 return
             now = time.monotonic()
@@ -272,7 +285,7 @@ class EngineClient:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                env={**os.environ, "GGML_NO_BACKTRACE": "1"},
+                env={**os.environ, "GGML_NO_BACKTRACE": "1", **dict(self.settings.environment)},
                 cwd=PACKAGE_ROOT,  # python -m looks for modules there first: never in the user's folder
                 start_new_session=True,  # Ctrl-C in the terminal is for the front alone
             )

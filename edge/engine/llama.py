@@ -20,11 +20,13 @@ import llama_cpp.llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
-from edge.config import Sampling
+from edge.config import KvType, LoadMode, Sampling
 from edge.errors import EngineError, ModelFileError
 
+DEVICE_KINDS: Final = {1: "gpu", 2: "igpu", 3: "accelerator"}  # enum ggml_backend_dev_type
 MAX_SEQUENCES: Final = 64  # libllama aborts at 256
 _GROUP: Final = 64  # values whose maximum is looked at first
+KV_TYPES: Final[dict[KvType, int]] = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0}
 
 _log: list[str] = []  # the library's last complaints, for the text of an error
 
@@ -70,6 +72,37 @@ def largest(values: NDArray[np.float32], k: int) -> NDArray[np.intp]:
     members = (groups + np.arange(0, n_groups * _GROUP, n_groups)[:, None]).ravel()
     members = np.concatenate([members, np.arange(n_groups * _GROUP, n)])
     return members[np.argpartition(values[members], len(members) - k)[len(members) - k :]]
+
+
+def devices() -> list[dict[str, Any]]:
+    """What the library can compute on besides the CPU: name, description, kind, free_bytes, total_bytes."""
+    ggml, base = open_ggml("ggml"), open_ggml("ggml-base")
+    lib.llama_backend_init()
+    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
+    ggml.ggml_backend_dev_get.argtypes, ggml.ggml_backend_dev_get.restype = [ctypes.c_size_t], ctypes.c_void_p
+    for name in ("name", "description"):
+        function = getattr(base, f"ggml_backend_dev_{name}")
+        function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_char_p
+    base.ggml_backend_dev_type.argtypes, base.ggml_backend_dev_type.restype = [ctypes.c_void_p], ctypes.c_int
+    pointer = ctypes.POINTER(ctypes.c_size_t)
+    base.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, pointer, pointer]
+    found = []
+    for i in range(ggml.ggml_backend_dev_count()):
+        device = ggml.ggml_backend_dev_get(i)
+        if (kind := base.ggml_backend_dev_type(device)) == 0:  # the CPU itself
+            continue
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+        found.append(
+            {
+                "name": base.ggml_backend_dev_name(device).decode("utf-8", "replace"),
+                "description": base.ggml_backend_dev_description(device).decode("utf-8", "replace"),
+                "kind": DEVICE_KINDS.get(kind, "other"),
+                "free_bytes": free.value,
+                "total_bytes": total.value,
+            }
+        )
+    return found
 
 
 class Sampler:
@@ -182,6 +215,10 @@ class Loading:
     n_sequences: int
     n_outputs: int
     n_threads: int
+    load_mode: LoadMode = "read"
+    kv_type: KvType = "f16"
+    flash_attention: bool | None = None
+    n_gpu_layers: int = 0
 
 
 class Llama:
@@ -195,8 +232,11 @@ class Llama:
         self._context: Any = None
         lib.llama_backend_init()
         params = lib.llama_model_default_params()
-        # weights are repacked into a second buffer: with a memory map the model would be held twice
-        params.load_mode = lib.LLAMA_LOAD_MODE_NONE
+        # repacked weights go into a second buffer: with a memory map too, the model would be held twice
+        is_mapped = loading.load_mode == "map"
+        params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if is_mapped else lib.LLAMA_LOAD_MODE_NONE
+        params.use_extra_bufts = not is_mapped
+        params.n_gpu_layers = loading.n_gpu_layers
         callback = lib.llama_progress_callback(lambda share, _: _report(progress, share))
         params.progress_callback = callback
         self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
@@ -216,6 +256,9 @@ class Llama:
         # the default reserves logits for a whole batch: 300 MB with a vocabulary of 152k
         params.n_outputs_max = loading.n_outputs
         params.n_threads = params.n_threads_batch = loading.n_threads
+        params.type_k = params.type_v = KV_TYPES[loading.kv_type]
+        if loading.flash_attention is not None:
+            params.flash_attn_type = int(loading.flash_attention)
         params.kv_unified = True
         params.no_perf = True
         self._context = lib.llama_init_from_model(self._model, params)
@@ -229,6 +272,12 @@ class Llama:
         self.n_ctx_tokens: int = lib.llama_n_ctx(self._context)
         self.n_batch_tokens: int = lib.llama_n_batch(self._context)
         self._memory: Any = lib.llama_get_memory(self._context)
+
+    def reopen(self, loading: Loading) -> None:
+        """A new, empty context for the same model. What it holds in memory and on a GPU stays as it was loaded."""
+        lib.llama_free(self._context)
+        self._context = None
+        self._open_context(loading)
 
     # ---- vocabulary
 
@@ -387,7 +436,8 @@ def fingerprint(path: Path, loading: Loading) -> str:
         beginning = file.read(1 << 20)
         file.seek(max(0, path.stat().st_size - (1 << 20)))
         end = file.read()
-    facts = repr((path.stat().st_size, library, loading.n_sequences, lib.llama_print_system_info()))
+    layout = (loading.n_sequences, loading.kv_type, loading.flash_attention, loading.n_gpu_layers)
+    facts = repr((path.stat().st_size, library, layout, lib.llama_print_system_info()))
     return hashlib.sha256(beginning + end + facts.encode()).hexdigest()
 
 

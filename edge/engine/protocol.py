@@ -256,6 +256,8 @@ def decode(line: bytes) -> Any:
         for name, nested in _NESTED.items():
             if body.get(name) is not None:
                 body[name] = nested(**body[name])
+        if "settings" in body:
+            body["settings"] = _tupled(body["settings"])
         if "sampling" in body:
             bias = tuple((token, added) for token, added in body["sampling"].logit_bias)
             body["sampling"] = replace(body["sampling"], logit_bias=bias)
@@ -264,6 +266,12 @@ def decode(line: bytes) -> Any:
         return kind(**body)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ProtocolError(f"not a message: {line[:80]!r}") from error
+
+
+def _tupled(settings: EngineSettings) -> EngineSettings:
+    """JSON has no tuples: put them back."""
+    cpus = None if settings.cpus is None else tuple(settings.cpus)
+    return replace(settings, cpus=cpus, environment=tuple((name, value) for name, value in settings.environment))
 
 
 def _plain(value: Any) -> Any:

@@ -67,7 +67,7 @@ def serve(front: Front) -> None:
     assert isinstance(load, Load)
     settings = load.settings
     path = Path(settings.model)
-    n_threads = pin(settings.n_threads, path.stat().st_size if path.is_file() else 0)
+    n_threads = pin(settings.n_threads, path.stat().st_size if path.is_file() else 0, settings.cpus)
 
     from edge.engine import llama  # loads libllama: only now, with the affinity set
 
@@ -78,6 +78,10 @@ def serve(front: Front) -> None:
         n_sequences=settings.n_slots + 1,  # and the scheduler's spare one
         n_outputs=settings.n_slots + 1,  # libllama aborts on fewer outputs than sequences
         n_threads=n_threads,
+        load_mode=settings.load_mode,
+        kv_type=settings.kv_type,
+        flash_attention=settings.flash_attention,
+        n_gpu_layers=settings.n_gpu_layers,
     )
     started_s = time.perf_counter()
     try:
