@@ -75,6 +75,7 @@ FLOORS = {
     "benchmarks/measure.py": 5,
     "benchmarks/peers.py": 4,
     "benchmarks/engine_bench.py": 5,
+    "benchmarks/convert_bench.py": 5,
     "benchmarks/load.py": 4,
     "benchmarks/report.py": 4,
     "benchmarks/harness.py": 5,

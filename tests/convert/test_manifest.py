@@ -142,14 +142,22 @@ def test_a_manifest_that_is_none_is_named(model: Path, text: str | None) -> None
     with pytest.raises(ModelFileError) as caught:
         verify(model)
     assert caught.value.path == path
-    assert str(caught.value).endswith("convert again") or str(caught.value).endswith("convert the model again")
+    assert str(caught.value).endswith(("convert again", "convert the model again"))
 
 
 def test_inspect_verifies_when_asked(model: Path) -> None:
     said = CliRunner().invoke(cli, ["inspect", str(model), "--verify"])
     assert said.exit_code == 0, said.output
     digest = hashlib.sha256(model.read_bytes()).hexdigest()
-    assert said.stdout.splitlines()[-1].split() == ["verified", "SHA-256", f"{digest},", "as", "its", "manifest", "says"]
+    assert said.stdout.splitlines()[-1].split() == [
+        "verified",
+        "SHA-256",
+        f"{digest},",
+        "as",
+        "its",
+        "manifest",
+        "says",
+    ]
     document = json.loads(CliRunner().invoke(cli, ["inspect", str(model), "--verify", "--json"]).stdout)
     assert document["manifest"]["file"]["sha256"] == digest
     flip(model, model.stat().st_size - 1)

@@ -228,7 +228,7 @@ for line in sys.stdin:  # one process for each kill, without starting Python eac
 def test_kill_at_each_call_leaves_nothing_under_the_name_or_the_whole_file(checkpoint: Path, out: Path) -> None:
     whole = convert(checkpoint, ["Q4_0"], checkpoint)[0].sha256
     before = snapshot(checkpoint)
-    arguments = [sys.executable, "-c", _KILLED, checkpoint, out]
+    arguments = [sys.executable, "-c", _KILLED, str(checkpoint), str(out)]
     path = out / "Tiny-R1-Q4_0.gguf"
     n_kills = n_whole = 0
     with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
