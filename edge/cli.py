@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from edge.chat import Conversation
     from edge.model.gguf import ModelInfo
 
-ELSEWHERE = {"convert": "convert.cli", "bench": "benchmarks.cli"}  # commands that live in their own package
+ELSEWHERE = {  # commands that live in their own package
+    "convert": "convert.cli",
+    "bench": "benchmarks.cli",
+    "quality": "convert.prove",
+    "imatrix": "convert.prove",
+}
 
 
 class EdgeGroup(click.Group):

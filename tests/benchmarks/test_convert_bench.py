@@ -1,4 +1,4 @@
-"""The converter's table on a checkpoint of a few kilobytes: every row that needs no upstream is there and is a number."""
+"""The converter's table on a checkpoint of some kilobytes: every row that needs no upstream is there, a number."""
 
 from pathlib import Path
 
