@@ -14,7 +14,7 @@ from edge.engine.client import EngineClient
 from edge.engine.protocol import Text
 from edge.model.gguf import read_model_info
 
-HELD_OUT_SUMS = Path(__file__).resolve().parent.parent / "tests" / "data" / "demo_sums.json"
+HELD_OUT_SUMS = Path(__file__).resolve().parent.parent / "edge" / "demo" / "sums.json"
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,19 @@
 """An importance matrix: how much each column of each weight matters, as llama-imatrix stores it in a GGUF file.
 
-Made by `llama-imatrix` from texts the model should be good at: the mean square of what each column is multiplied with.
+Made by `edge imatrix` or `llama-imatrix` from texts the model should be good at: the mean square of what each column is
+multiplied with.
 """
 
+import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
+from gguf import GGUFWriter
+from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
 from edge.errors import ModelFileError
@@ -16,7 +21,7 @@ from edge.model.header import Header, HeaderError, TensorInfo, read_header
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 
-_MAKE_IT_AGAIN = "make it again from this model with llama-imatrix"
+_MAKE_IT_AGAIN = "make it again from this model with `edge imatrix`"
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class ImportanceMatrix:
         tensors = {tensor.name: tensor for tensor in header.tensors}
         names = [name.removesuffix(SUMS) for name in tensors if name.endswith(SUMS)]
         if not names:
-            raise ModelFileError(path, "is a GGUF file, but no importance matrix", "name one made by llama-imatrix")
+            raise ModelFileError(path, "is a GGUF file, but no importance matrix", "name one made by `edge imatrix`")
         columns = {name: _columns(path, descriptor, tensors, name) for name in names}
         return cls(path, columns, _datasets(header), _n_chunks(header))
 
@@ -64,6 +69,30 @@ class ImportanceMatrix:
             return None
         problem = f"has {len(columns)} columns for {name}, the model has {n_columns}"
         raise ModelFileError(self.path, problem, _MAKE_IT_AGAIN)
+
+
+def document(sums: Mapping[str, NDArray[np.float64]], counts: Mapping[str, int], dataset: str, n_ctx: int) -> bytes:
+    """The file's content, from the sum of squares of each column and how many rows were summed, by tensor name."""
+    writer = GGUFWriter(None, "imatrix")
+    del writer.kv_data[0]["general.architecture"]  # llama-imatrix writes none
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", [dataset])
+    writer.add_uint32("imatrix.chunk_count", max(counts.values()) // n_ctx)
+    writer.add_uint32("imatrix.chunk_size", n_ctx)
+    values: list[NDArray[np.float32]] = []
+    for name in sorted(sums):
+        for end, tensor in ((SUMS, sums[name]), (COUNTS, np.array([counts[name]]))):
+            values.append(tensor.astype(np.float32))
+            writer.add_tensor_info(name + end, values[-1].shape, values[-1].dtype, values[-1].nbytes)
+    buffer = io.BytesIO()
+    writer.fout, writer.state = [cast(io.BufferedWriter, buffer)], WriterState.EMPTY
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    for block in (b"", *(value.tobytes() for value in values)):
+        buffer.write(block)
+        buffer.write(bytes(-buffer.tell() % writer.data_alignment))
+    return buffer.getvalue()
 
 
 def _columns(path: Path, descriptor: int, tensors: dict[str, TensorInfo], name: str) -> NDArray[np.float32]:

@@ -1,8 +1,9 @@
-"""MODEL.gguf.json: where a GGUF came from and what it should be, for whoever finds the file later.
+"""MODEL.gguf.json: where a GGUF came from and what it should be, and whether it still is.
 
 Holds no dates and no paths of this machine: the same checkpoint and the same tools give the same manifest.
 """
 
+import hashlib
 import json
 import re
 from collections import Counter
@@ -11,12 +12,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint import Checkpoint, read_text
+from convert.checkpoint import Checkpoint, parse_json, read_text
 from convert.importance import ImportanceMatrix
 from edge import __version__
-from edge.errors import CheckpointError
+from edge.errors import CheckpointError, ModelFileError
 
 FORMAT = 1
+N_MANIFEST_BYTES_MAX = 8_000_000  # a source of 20 000 shards
+N_READ_BYTES = 1 << 22
 _REVISION, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 
 
@@ -73,6 +76,41 @@ def manifest(
         "tool": {"edge-gguf": __version__, "llama-cpp-python": _version("llama-cpp-python")},
     }
     return (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode(errors="replace")
+
+
+def verify(model: Path) -> dict[str, Any]:
+    """The manifest beside a GGUF, once every byte of the file is what it says. Raises ModelFileError."""
+    path = manifest_path(model)
+    try:
+        found = parse_json(path, read_text(path, n_bytes_max=N_MANIFEST_BYTES_MAX))
+    except CheckpointError as error:
+        remedy = "keep the manifest that was made with the model beside it, or convert again"
+        raise ModelFileError(path, error.problem, remedy) from error
+    file = found.get("file")
+    promised = (file.get("n_bytes"), file.get("sha256")) if isinstance(file, dict) else (None, None)
+    if found.get("manifest") != FORMAT or not isinstance(promised[0], int) or not isinstance(promised[1], str):
+        raise ModelFileError(path, f"is no manifest of form {FORMAT}", "convert the model again")
+    remedy = "fetch or convert the model again"
+    try:
+        n_bytes = model.stat().st_size
+        if n_bytes != promised[0]:
+            problem = f"has {n_bytes:,} bytes, its manifest says {promised[0]:,}"
+            raise ModelFileError(model, problem, remedy)
+        sha256 = _sha256(model)
+    except OSError as error:
+        raise ModelFileError(model, f"cannot be read ({error.strerror})", "check the disk") from error
+    if sha256 != promised[1]:
+        problem = f"has the SHA-256 {sha256[:12]}…, its manifest says {promised[1][:12]}…: it was changed or damaged"
+        raise ModelFileError(model, problem, remedy)
+    return found
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(N_READ_BYTES):
+            digest.update(data)
+    return digest.hexdigest()
 
 
 def _hub_record(path: Path) -> tuple[str | None, str | None]:

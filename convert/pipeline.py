@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 import numpy as np
@@ -277,19 +278,25 @@ def _stream(
 
 
 def _verify(files: Sequence[OutputFile], progress: Callable[[Progress], None], stop: Stop) -> list[str]:
-    for file in files:
-        file.finish()
-        stop.check()
+    """SHA-256 of each file, once it is on the disk and reads back as it was written; several files at the same time."""
     n_total = sum(file.n_bytes for file in files)
     n_done = 0
+    one_at_a_time = Lock()
 
     def on_progress(n_bytes: int) -> None:
         nonlocal n_done
         stop.check()
-        n_done += n_bytes
-        progress(Progress("verify", n_done, n_total))
+        with one_at_a_time:
+            n_done += n_bytes
+            progress(Progress("verify", n_done, n_total))
 
-    return [file.verify(on_progress) for file in files]
+    def verify(file: OutputFile) -> str:
+        file.finish()
+        stop.check()
+        return file.verify(on_progress)
+
+    with closing(quantize.in_parallel(verify, files, quantize.n_cores())) as hashes:
+        return list(hashes)
 
 
 def _conversion(made: Plan, file: PlannedFile, sha256: str, src: Path, seconds: float) -> Conversion:

@@ -24,9 +24,14 @@ if TYPE_CHECKING:
     from edge.model.gguf import ModelInfo
 
 ELSEWHERE = {  # commands that live in their own package
-    "convert": "convert.cli", "bench": "benchmarks.cli",
-    "plan": "edge.board.cli", "doctor": "edge.board.cli", "tune": "edge.board.cli",
-}  # fmt: skip
+    "convert": "convert.cli",
+    "bench": "benchmarks.cli",
+    "plan": "edge.board.cli",
+    "doctor": "edge.board.cli",
+    "tune": "edge.board.cli",
+    "quality": "convert.prove",
+    "imatrix": "convert.prove",
+}
 
 
 class EdgeGroup(click.Group):
@@ -144,12 +149,14 @@ def chat(model: str | None, *, think: bool, **options: Any) -> None:
 
 @cli.command()
 @click.argument("model", required=False)
+@click.option("--verify", is_flag=True, help="Read all of it and compare it with the manifest beside it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document with every key and tensor.")
-def inspect(model: str | None, *, as_json: bool) -> None:
+def inspect(model: str | None, *, verify: bool, as_json: bool) -> None:
     """Show what a GGUF file says of itself. Reads its header only.
 
     \b
     edge inspect model.gguf
+    edge inspect model.gguf --verify
     edge inspect model.gguf --json | jq .tensors
     """
     import json
@@ -158,10 +165,18 @@ def inspect(model: str | None, *, as_json: bool) -> None:
     from edge.model.gguf import read_model_info
 
     info = read_model_info(model_path(model))
+    manifest = None
+    if verify:
+        from convert.manifest import verify as verified
+
+        manifest = verified(info.path)
     if as_json:
-        click.echo(json.dumps(to_json(info), ensure_ascii=False, indent=1))
+        document = to_json(info) if manifest is None else {**to_json(info), "manifest": manifest}
+        click.echo(json.dumps(document, ensure_ascii=False, indent=1))
         return
     facts = describe(info)
+    if manifest is not None:
+        facts.append(("verified", f"SHA-256 {manifest['file']['sha256']}, as its manifest says"))
     width = max(len(name) for name, _ in facts)
     for name, value in facts:
         click.echo(f"{name:<{width}}  {value}")

@@ -34,6 +34,10 @@ class ModelFileError(FileError):
     """A GGUF file that cannot be trusted or loaded."""
 
 
+class TextError(FileError):
+    """A text or a list of questions that a model cannot be measured with."""
+
+
 class OutputError(FileError):
     """A place that cannot be written: it exists, is read-only, or has no room."""
 

@@ -10,7 +10,7 @@ A development tool, never a dependency. It needs the PyPI packages torch, tokeni
 The model reads a question in English or Chinese, works column by column inside <think>, and answers after it. Loss is
 taken on the reply only. Each reply is a function of the conversation alone, so a reply whose every token is the most
 likely one under teacher forcing is also the one greedy decoding gives: that is the accuracy printed while it trains.
-The 500 sums of tests/data/demo_sums.json are never shown in training.
+The 500 sums of edge/demo/sums.json are never shown in training.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from torch import Tensor, nn
 
 ROOT = Path(__file__).resolve().parent.parent
-HELD_OUT = ROOT / "tests" / "data" / "demo_sums.json"
+HELD_OUT = ROOT / "edge" / "demo" / "sums.json"
 TEMPLATE = ROOT / "edge" / "demo" / "chat_template.jinja"
 
 # The split rule of Qwen2: words with their leading space or sign, single digits, runs of punctuation.

@@ -79,8 +79,18 @@ FLOORS = {
     "convert/vocab.py": 2,
     "convert/plan.py": 3,
     "convert/pipeline.py": 4,
+    "convert/divergence.py": 0,
+    "convert/records.py": 1,
+    "convert/tasks.py": 1,
+    "convert/child.py": 2,
+    "convert/chunks.py": 3,
     "convert/imatrix.py": 3,
     "convert/quality.py": 3,
+    "convert/collect.py": 4,
+    "convert/evaluate.py": 4,
+    "convert/replies.py": 4,
+    "convert/passport.py": 5,
+    "convert/prove.py": 6,
     "convert/card.py": 3,
     "convert/cli.py": 6,
     "benchmarks/workload.py": 0,
@@ -91,6 +101,7 @@ FLOORS = {
     "benchmarks/measure.py": 5,
     "benchmarks/peers.py": 4,
     "benchmarks/engine_bench.py": 5,
+    "benchmarks/convert_bench.py": 5,
     "benchmarks/load.py": 4,
     "benchmarks/plan_bench.py": 5,
     "benchmarks/report.py": 4,
@@ -113,6 +124,22 @@ def modules(root: Path) -> dict[str, Path]:
             parts = path.with_suffix("").parts
             found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
     return found
+
+
+def table() -> str:
+    """The floors as docs/architecture.md shows them: a row per floor, its files folder by folder."""
+    rows = ["| floor | files |", "|---|---|"]
+    for level in sorted(set(FLOORS.values())):
+        folders: dict[str, list[str]] = {}
+        for name in (name for name, there in FLOORS.items() if there == level):
+            folders.setdefault(name.rpartition("/")[0], []).append(name.rpartition("/")[2].removesuffix(".py"))
+        cells = (f"`{folder}/` {', '.join(sorted(names))}" for folder, names in sorted(folders.items()))
+        rows.append(f"| {level} | {' · '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+def page_with_table(page: str) -> str:
+    return re.sub(r"^\| floor \|.*?\n(?!\|)", lambda _: table(), page, flags=re.M | re.S)
 
 
 def floor(path: Path) -> int | None:
@@ -181,6 +208,11 @@ def plant(root: Path, files: dict[str, str]) -> Path:
     return root
 
 
+def test_the_page_shows_these_floors():
+    page = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+    assert page == page_with_table(page), "write the table: python -m tests.test_floors"
+
+
 def test_imports_go_down_only():
     assert not violations(ROOT), "\n".join(["", *violations(ROOT)])
 
@@ -242,3 +274,8 @@ def test_every_data_file_has_a_known_licence():
     files = {file.name for file in page.parent.iterdir() if file != page}
     foreign = {name for name in files if not any(fnmatch.fnmatch(name, ours) for ours in MADE_HERE)}
     assert foreign == named, f"make {page.name} name exactly these: {', '.join(sorted(foreign))}"
+
+
+if __name__ == "__main__":
+    page = ROOT / "docs/architecture.md"
+    page.write_text(page_with_table(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
@@ -206,6 +206,95 @@ class Batch:
             self.raw = None
 
 
+class _Tensor(ctypes.Structure):
+    """struct ggml_tensor, as far as a watcher of the computation reads it; its size is compared."""
+
+    _fields_: ClassVar[list[tuple[str, Any]]] = [
+        ("type", ctypes.c_int),
+        ("buffer", ctypes.c_void_p),
+        ("ne", ctypes.c_int64 * 4),
+        ("nb", ctypes.c_size_t * 4),
+        ("op", ctypes.c_int),
+        ("op_params", ctypes.c_int32 * 16),
+        ("flags", ctypes.c_int32),
+        ("src", ctypes.c_void_p * 10),
+        ("view_src", ctypes.c_void_p),
+        ("view_offs", ctypes.c_size_t),
+        ("data", ctypes.c_void_p),
+        ("name", ctypes.c_char * 64),
+        ("extra", ctypes.c_void_p),
+        ("padding", ctypes.c_char * 8),
+    ]
+
+
+Watch = Callable[[str, NDArray[np.float32]], None]  # a weight's name, and the rows (n_tokens, n_columns) it meets
+
+
+class _Watcher:
+    """Shows each weight of a block, and what it is multiplied with, to `watch` while the model computes."""
+
+    N_ROWS_MIN: Final = 16  # llama-imatrix leaves smaller ones out: they are the ends of a text
+    F32: Final = 0
+
+    def __init__(self, watch: Watch) -> None:
+        self.error: BaseException | None = None  # of the watcher; C cannot carry it
+        self._watch = watch
+        self._base = base = open_ggml("ggml-base")
+        base.ggml_op_name.restype, base.ggml_op_name.argtypes = ctypes.c_char_p, [ctypes.c_int]
+        base.ggml_tensor_overhead.restype = ctypes.c_size_t
+        base.ggml_backend_buffer_is_host.restype = ctypes.c_bool
+        base.ggml_backend_buffer_is_host.argtypes = [ctypes.c_void_p]
+        base.ggml_backend_tensor_get.restype = None
+        base.ggml_backend_tensor_get.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
+        n_object_bytes = 32  # GGML_OBJECT_SIZE
+        assert ctypes.sizeof(_Tensor) == base.ggml_tensor_overhead() - n_object_bytes, "ggml_tensor has changed"
+        ops = {base.ggml_op_name(i): i for i in range(64)}
+        self._multiply, self._multiply_expert = ops[b"MUL_MAT"], ops[b"MUL_MAT_ID"]
+        self.callback = lib.ggml_backend_sched_eval_callback(self._see)
+
+    def _see(self, address: int, ask: bool, _data: object) -> bool:
+        """Twice for each step of the graph: whether we want to see it, and then what it is."""
+        try:
+            return self._wants(address) if ask else self._show(address)
+        except BaseException as error:  # noqa: BLE001 - nothing may leave through C
+            self.error = self.error or error
+            return False
+
+    def _wants(self, address: int) -> bool:
+        node = _Tensor.from_address(address)
+        if node.op == self._multiply_expert:
+            raise EngineError("mixtures of experts cannot be watched", "choose a model without experts")
+        if node.op != self._multiply:
+            return False
+        rows = _Tensor.from_address(node.src[1])
+        return bool(self._name(node).startswith("blk.") and rows.ne[1] >= self.N_ROWS_MIN and rows.type == self.F32)
+
+    def _show(self, address: int) -> bool:
+        node = _Tensor.from_address(address)
+        self._watch(self._name(node), self._values(node.src[1]))
+        return True
+
+    @staticmethod
+    def _name(node: _Tensor) -> str:
+        """blk.0.attn_k.weight; on a GPU it may be called CUDA0#blk.0.attn_k.weight#0."""
+        name: str = _Tensor.from_address(node.src[0]).name.decode("utf-8", "replace")
+        return name.split("#")[1] if "#" in name else name
+
+    def _values(self, address: int) -> NDArray[np.float32]:
+        tensor = _Tensor.from_address(address)
+        n_columns, *counts = tensor.ne
+        n_bytes = 4 * n_columns + sum((n - 1) * step for n, step in zip(counts, tensor.nb[1:], strict=True))
+        memory = ctypes.c_char * n_bytes
+        if self._base.ggml_backend_buffer_is_host(tensor.buffer):
+            found = memory.from_address(tensor.data)
+        else:
+            found = memory()
+            self._base.ggml_backend_tensor_get(address, found, 0, n_bytes)
+        shape, strides = (*counts[::-1], n_columns), (*list(tensor.nb)[:0:-1], 4)
+        rows: NDArray[np.float32] = np.ndarray(shape, np.float32, found, strides=strides).reshape(-1, n_columns)
+        return rows
+
+
 @dataclass(frozen=True)
 class Loading:
     """How a model is opened. See docs of EngineSettings for the choices."""
@@ -224,12 +313,22 @@ class Loading:
 class Llama:
     """One model and one context. One thread owns it. Sequences share one KV pool of n_ctx_tokens."""
 
-    def __init__(self, path: Path, loading: Loading, progress: Callable[[float], None] | None = None) -> None:
-        """Load path. progress gets the share done, 0 … 1. Raises ModelFileError, EngineError."""
+    def __init__(
+        self,
+        path: Path,
+        loading: Loading,
+        progress: Callable[[float], None] | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        """Load path. progress gets the share done, 0 … 1; watch what each weight is multiplied with in `decode`.
+
+        Raises ModelFileError, EngineError.
+        """
         assert 1 <= loading.n_sequences <= MAX_SEQUENCES
         assert 1 <= loading.n_threads <= 512
         self._model: Any = None
         self._context: Any = None
+        self._watcher = _Watcher(watch) if watch else None
         lib.llama_backend_init()
         params = lib.llama_model_default_params()
         # repacked weights go into a second buffer: with a memory map too, the model would be held twice
@@ -261,6 +360,8 @@ class Llama:
             params.flash_attn_type = int(loading.flash_attention)
         params.kv_unified = True
         params.no_perf = True
+        if self._watcher:
+            params.cb_eval = self._watcher.callback
         self._context = lib.llama_init_from_model(self._model, params)
         if not self._context:
             complaint = last_complaint()
@@ -306,11 +407,20 @@ class Llama:
                     plain = ""
         return tokens + self.tokenize(plain, control=False)
 
-    def _tokenize(self, text: str, *, control: bool) -> list[int]:
+    def tokenize_document(self, text: str) -> list[int]:
+        """Token ids of a text as llama.cpp's own tools read a file: the model's BOS in front, no control tokens."""
+        return self._tokenize(text, control=False, special=True)
+
+    @property
+    def chunk_start(self) -> int | None:
+        """The token that every chunk of a text begins with, if the model wants one."""
+        return int(lib.llama_vocab_bos(self._vocab)) if lib.llama_vocab_get_add_bos(self._vocab) else None
+
+    def _tokenize(self, text: str, *, control: bool, special: bool = False) -> list[int]:
         data = text.encode("utf-8", "replace")
         n_max = len(data) + 8
         tokens = (lib.llama_token * n_max)()
-        n = lib.llama_tokenize(self._vocab, data, len(data), tokens, n_max, False, control)
+        n = lib.llama_tokenize(self._vocab, data, len(data), tokens, n_max, special, control)
         assert 0 <= n <= n_max, "a token stands for at least one byte"
         return list(tokens[:n])
 
@@ -372,7 +482,10 @@ class Llama:
     def decode(self, batch: Batch) -> int:
         """0 done; 1 no room in the KV cache, nothing changed; < 0 failed: -1 invalid, -2 out of memory, -3 compute."""
         assert 0 < len(batch) <= self.n_batch_tokens
-        return int(lib.llama_decode(self._context, batch.raw))
+        code = int(lib.llama_decode(self._context, batch.raw))
+        if self._watcher and self._watcher.error:
+            raise self._watcher.error
+        return code
 
     def sample(self, sampler: Sampler, index: int) -> int:
         """The next token of the output at batch index; the sampler takes note of it."""
@@ -383,6 +496,13 @@ class Llama:
         pointer = lib.llama_get_logits_ith(self._context, index)
         assert pointer, "no logits there"
         return np.ctypeslib.as_array(pointer, (self.n_vocab,))
+
+    def all_logits(self, batch: Batch) -> NDArray[np.float32]:
+        """The logits (n_outputs, n_vocab) of every output of the batch just decoded, in its order: a view."""
+        pointer = lib.llama_get_logits(self._context)  # waits for the computation
+        assert pointer, "no logits there"
+        logits: NDArray[np.float32] = np.ctypeslib.as_array(pointer, (batch.n_outputs, self.n_vocab))
+        return logits
 
     def wait(self) -> None:
         """Return when every queued computation is done (a GPU works behind our back)."""

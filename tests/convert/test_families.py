@@ -1,5 +1,6 @@
 """A checkpoint of a known family gives every tensor under its GGUF name, or an error that names the tensor or field."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from gguf import GGUFReader, GGUFWriter
 
+from convert import families
 from convert.checkpoint import Checkpoint
 from convert.families import FAMILIES, Model, understand
 from convert.pipeline import convert
@@ -269,7 +271,19 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 def test_libllama_says_what_the_checkpoint_says(tmp_path: Path, name: str) -> None:
     """The network computed in numpy from the checkpoint, and by libllama from our file: the same logits."""
-    shape, changes = MODELS[name]
+    check_logits(tmp_path, *MODELS[name])
+
+
+def test_the_family_that_the_page_for_contributors_adds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    (row,) = re.findall(r"```python\n(FAMILIES\[.+?)```", page, re.DOTALL)
+    monkeypatch.setattr(families, "FAMILIES", dict(FAMILIES))
+    exec(row, vars(families))
+    shape = Shape("MistralForCausalLM", embd=64, ff=96, head=4, head_kv=2, layer=3, bias=False)
+    check_logits(tmp_path, shape, {})
+
+
+def check_logits(tmp_path: Path, shape: Shape, changes: dict[str, Any]) -> None:
     shape = replace(shape, dtype="F32")
     folder = checkpoints.write(tmp_path / "model", shape)
     checkpoints.change(folder, "config.json", **changes)

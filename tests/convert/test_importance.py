@@ -63,7 +63,7 @@ def test_a_column_count_must_be_the_model_s(tmp_path: Path) -> None:
     with pytest.raises(ModelFileError) as caught:
         found.of("blk.0.ffn_up.weight", 3)
     assert caught.value.problem == "has 2 columns for blk.0.ffn_up.weight, the model has 3"
-    assert caught.value.remedy == "make it again from this model with llama-imatrix"
+    assert caught.value.remedy == "make it again from this model with `edge imatrix`"
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from convert.manifest import verify
 from convert.pipeline import convert
 from edge import __version__
-from edge.errors import OutputError
+from edge.cli import cli
+from edge.errors import ModelFileError, OutputError
 from tests.convert import checkpoints
 from tests.convert.checkpoints import Shape
 
@@ -95,3 +98,70 @@ def test_an_existing_manifest_stays_unless_forced(checkpoint: Path, tmp_path: Pa
     assert caught.value.path == path
     assert path.read_text() == "mine"
     assert manifest(checkpoint, tmp_path)["type"] == "Q4_0"
+
+
+# is the file still what it says?
+
+
+@pytest.fixture
+def model(checkpoint: Path, tmp_path: Path) -> Path:
+    return convert(checkpoint, ["Q4_0"], tmp_path)[0].path
+
+
+def flip(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+def test_every_byte_is_looked_at(model: Path) -> None:
+    assert verify(model)["type"] == "Q4_0"
+    for offset in (0, 1000, model.stat().st_size - 1):
+        flip(model, offset)
+        with pytest.raises(ModelFileError) as caught:
+            verify(model)
+        assert caught.value.path == model
+        assert "it was changed or damaged; fetch or convert" in str(caught.value)
+        flip(model, offset)
+    verify(model)
+
+
+def test_a_file_of_another_length_is_told_before_it_is_read(model: Path) -> None:
+    os.truncate(model, 1000)
+    with pytest.raises(ModelFileError, match="has 1,000 bytes, its manifest says") as caught:
+        verify(model)
+    assert caught.value.path == model
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "[]", "{}", '{"manifest": 2}', '{"manifest": 1, "file": {"n_bytes": "x", "sha256": 7}}']
+)
+def test_a_manifest_that_is_none_is_named(model: Path, text: str | None) -> None:
+    path = model.with_name(f"{model.name}.json")
+    path.unlink() if text is None else path.write_text(text)
+    with pytest.raises(ModelFileError) as caught:
+        verify(model)
+    assert caught.value.path == path
+    assert str(caught.value).endswith(("convert again", "convert the model again"))
+
+
+def test_inspect_verifies_when_asked(model: Path) -> None:
+    said = CliRunner().invoke(cli, ["inspect", str(model), "--verify"])
+    assert said.exit_code == 0, said.output
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    assert said.stdout.splitlines()[-1].split() == [
+        "verified",
+        "SHA-256",
+        f"{digest},",
+        "as",
+        "its",
+        "manifest",
+        "says",
+    ]
+    document = json.loads(CliRunner().invoke(cli, ["inspect", str(model), "--verify", "--json"]).stdout)
+    assert document["manifest"]["file"]["sha256"] == digest
+    flip(model, model.stat().st_size - 1)
+    assert CliRunner().invoke(cli, ["inspect", str(model)]).exit_code == 0
+    damaged = CliRunner().invoke(cli, ["inspect", str(model), "--verify"])
+    assert damaged.exit_code == 1
+    assert damaged.stderr.startswith(f"Error: {model}: has the SHA-256")

@@ -196,6 +196,61 @@ def test_kill_leaves_old_or_new_and_the_next_run_cleans_up(checkpoint: Path, out
     assert names(out) == [path.name, f"{path.name}.json"]
 
 
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from convert.pipeline import convert
+
+n_calls, die_at = 0, 0
+
+def wrapped(call):
+    def counting(*arguments, **words):
+        global n_calls
+        n_calls += 1
+        if n_calls == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return call(*arguments, **words)
+    return counting
+
+for name in ("open", "pwrite", "fsync", "ftruncate", "link", "replace", "unlink"):
+    setattr(os, name, wrapped(getattr(os, name)))
+for line in sys.stdin:  # one process for each kill, without starting Python each time
+    n_calls, die_at = 0, int(line)
+    child = os.fork()
+    if child == 0:
+        convert(Path(sys.argv[1]), ["Q4_0"], Path(sys.argv[2]))
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="fork is not safe there")
+def test_kill_at_each_call_leaves_nothing_under_the_name_or_the_whole_file(checkpoint: Path, out: Path) -> None:
+    whole = convert(checkpoint, ["Q4_0"], checkpoint)[0].sha256
+    before = snapshot(checkpoint)
+    arguments = [sys.executable, "-c", _KILLED, str(checkpoint), str(out)]
+    path = out / "Tiny-R1-Q4_0.gguf"
+    n_kills = n_whole = 0
+    with subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdin
+        assert parent.stdout
+        while True:
+            print(n_kills + 1, file=parent.stdin, flush=True)
+            code = int(parent.stdout.readline())
+            assert snapshot(checkpoint) == before
+            if path.exists():
+                assert hashlib.sha256(path.read_bytes()).hexdigest() == whole
+                n_whole += code != 0
+                path.unlink()  # the leftovers stay for the next one
+                path.with_name(f"{path.name}.json").unlink(missing_ok=True)
+            if code == 0:
+                break
+            n_kills += 1
+    assert n_kills > 30
+    assert 0 < n_whole < 10
+    assert list(out.iterdir()) == []
+
+
 def test_two_at_once_do_not_mix(checkpoint: Path, out: Path) -> None:
     def second(progress: Progress) -> None:
         if progress.phase == "verify":

@@ -1,0 +1,205 @@
+"""The converter against upstream's two steps on one checkpoint, interleaved in one run: a table of ratios.
+
+    scripts/build-peers.sh llama-quantize
+    python -m benchmarks.convert_bench CHECKPOINT --upstream LLAMA_CPP --python VENV/bin/python [--half CHECKPOINT]
+
+LLAMA_CPP is a source tree with convert_hf_to_gguf.py in it, VENV an environment with what that imports (torch). Needs a
+quiet machine and room for the checkpoint twice. Each run is a process of its own; its CPU time and the bytes it sends
+to the disk are the kernel's count. The checkpoint is in the page cache for all of them alike.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import psutil
+
+from benchmarks import peers
+from edge.errors import EdgeError, EngineError
+
+_CONVERT = (
+    "import sys; from pathlib import Path; from convert.pipeline import convert\n"
+    "convert(Path(sys.argv[1]), sys.argv[3:], Path(sys.argv[2]), overwrite=True)"
+)
+SAMPLE_S = 0.02
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one or more processes took, one after another."""
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    n_written_bytes: int = 0  # 0 where the kernel does not count them
+    n_anonymous_bytes: int = 0  # at most, at once
+
+    def __add__(self, other: "Run") -> "Run":
+        return Run(
+            self.wall_s + other.wall_s,
+            self.cpu_s + other.cpu_s,
+            self.n_written_bytes + other.n_written_bytes,
+            max(self.n_anonymous_bytes, other.n_anonymous_bytes),
+        )
+
+
+def measure(*words: object, folder: Path | None = None) -> Run:
+    """Run a command to its end. Raises EngineError with its last words if it fails."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    process = subprocess.Popen(
+        [str(word) for word in words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    peak, done = [0], threading.Event()
+    watcher = threading.Thread(target=_watch, args=(process.pid, peak, done))
+    watcher.start()
+    said, _ = process.communicate()
+    wall_s = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    if process.returncode != 0:
+        last = next((line for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
+        raise EngineError(f"{words[0]} failed ({last})", "run it by hand with the same arguments")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Run(wall_s, cpu_s, 512 * (after.ru_oublock - before.ru_oublock), peak[0])
+
+
+def _watch(pid: int, peak: list[int], done: threading.Event) -> None:
+    process = psutil.Process(pid)
+    while not done.wait(SAMPLE_S):
+        try:
+            memory = process.memory_info()
+        except psutil.Error:
+            return
+        peak[0] = max(peak[0], memory.rss - getattr(memory, "shared", 0))  # Linux: shared is what files back
+
+
+class Bench:
+    """One checkpoint, its results in a scratch folder, and the rows of the table."""
+
+    def __init__(self, checkpoint: Path, scratch: Path, upstream: Path | None, python: Path) -> None:
+        self.checkpoint, self.scratch, self.upstream, self.python = checkpoint, scratch, upstream, python
+        self.n_threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+    def ours(self, *types: str, checkpoint: Path | None = None) -> Run:
+        self._clear()
+        run = measure(sys.executable, "-c", _CONVERT, checkpoint or self.checkpoint, self.scratch, *types)
+        click.echo(f"ours, {' and '.join(types)}: {_told(run)}", err=True)
+        return run
+
+    def n_output_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.scratch.iterdir())
+
+    def theirs(self, *types: str) -> dict[str, Run]:
+        """For each type: the converter's BF16 file, which all share, and the quantiser on it."""
+        assert self.upstream
+        self._clear()
+        whole = self.scratch / "upstream.gguf"
+        script = self.upstream / "convert_hf_to_gguf.py"
+        first = measure(
+            self.python, script, self.checkpoint, "--outtype", "bf16", "--outfile", whole, folder=self.upstream
+        )
+        click.echo(f"convert_hf_to_gguf.py: {_told(first)}", err=True)
+        found = {}
+        for name in types:
+            second = measure(peers.tool("llama-quantize"), whole, self.scratch / "theirs.gguf", name, self.n_threads)
+            click.echo(f"llama-quantize {name}: {_told(second)}", err=True)
+            found[name] = first + second
+        return found
+
+    def _clear(self) -> None:
+        for path in self.scratch.iterdir():
+            path.unlink()
+
+
+def _told(run: Run) -> str:
+    return (
+        f"{run.wall_s:.1f} s, {run.cpu_s:.1f} s of CPU, {run.n_anonymous_bytes / 1e6:,.0f} MB anonymous at most, "
+        f"{run.n_written_bytes / 1e6:,.0f} MB written"
+    )
+
+
+def row(what: str, ours: str, other: str, ratio: float, bar: str) -> None:
+    click.echo(f"| {what} | {ours} | {other} | {ratio:.3f} | {bar} |")
+
+
+def warm(*checkpoints: Path | None) -> None:
+    """Read the weights once, so that nobody gets them from the disk."""
+    for checkpoint in filter(None, checkpoints):
+        for path in checkpoint.glob("*.safetensors"):
+            with path.open("rb") as file:
+                while file.read(1 << 24):
+                    pass
+
+
+@click.command(context_settings={"auto_envvar_prefix": "EDGE_CONVERT_BENCH"})
+@click.argument("checkpoint", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--upstream", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
+    help="llama.cpp's source, with convert_hf_to_gguf.py.  [not compared]",
+)  # fmt: skip
+@click.option(
+    "--python", type=click.Path(exists=True, dir_okay=False, path_type=Path), default=sys.executable,
+    help="The Python that runs convert_hf_to_gguf.py.",
+)  # fmt: skip
+@click.option(
+    "--half", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
+    help="The same shape with half the layers: what a model twice the size costs.",
+)  # fmt: skip
+@click.option(
+    "--scratch", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
+    help="Where results go for a while.  [a temporary folder]",
+)  # fmt: skip
+def main(checkpoint: Path, upstream: Path | None, python: Path, half: Path | None, scratch: Path | None) -> None:
+    """Measure the converter on CHECKPOINT."""
+    warm(checkpoint, half)
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        bench = Bench(checkpoint.absolute(), Path(folder), upstream and upstream.absolute(), python.absolute())
+        alone = bench.ours("Q4_K_M")
+        n_output_bytes = bench.n_output_bytes()
+        theirs = bench.theirs("Q4_K_M", "Q4_0") if upstream else {}
+        quick = bench.ours("Q4_0")
+        both = bench.ours("Q4_K_M", "Q4_0")
+        smaller = bench.ours("Q4_K_M", checkpoint=half.absolute()) if half else None
+    click.echo(f"{checkpoint.name}, {n_weight_bytes(checkpoint) / 1e9:.2f} GB, {bench.n_threads} cores\n")
+    click.echo("| what | ours | other | ratio | bar |\n|---|---|---|---|---|")
+    for name, run, bar in (("Q4_K_M", alone, "≤ 0.66"), ("Q4_0", quick, "≤ 0.20")):
+        if name in theirs:
+            other = theirs[name].wall_s
+            row(f"{name}, upstream's two steps, s", f"{run.wall_s:.1f}", f"{other:.1f}", run.wall_s / other, bar)
+    ratio = both.wall_s / alone.wall_s
+    row("both types, Q4_K_M alone, s", f"{both.wall_s:.1f}", f"{alone.wall_s:.1f}", ratio, "≤ 1.15")
+    peak = max(alone.n_anonymous_bytes, both.n_anonymous_bytes, quick.n_anonymous_bytes) / 1e6
+    row("anonymous memory at most, 300 MB", f"{peak:.0f}", "300", peak / 300, "≤ 1")
+    written, output = alone.n_written_bytes / 1e6, n_output_bytes / 1e6
+    row("written, output, MB", f"{written:,.1f}", f"{output:,.1f}", written / output, "≤ 1.01")
+    if smaller and half:
+        grown = n_weight_bytes(checkpoint) / n_weight_bytes(half)
+        ratio = alone.wall_s / smaller.wall_s
+        row(
+            f"layers x 2, bytes x {grown:.2f}: time, s, by that growth",
+            f"{alone.wall_s:.1f}",
+            f"{smaller.wall_s:.1f}",
+            ratio / grown,
+            "0.9 … 1.1",
+        )
+        ours, other = alone.n_anonymous_bytes / 1e6, smaller.n_anonymous_bytes / 1e6
+        row("layers x 2: anonymous memory, MB", f"{ours:.0f}", f"{other:.0f}", ours / other, "1")
+
+
+def n_weight_bytes(checkpoint: Path) -> int:
+    return sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+
+
+if __name__ == "__main__":
+    try:
+        main(prog_name="convert_bench")
+    except EdgeError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
