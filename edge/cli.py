@@ -23,14 +23,12 @@ if TYPE_CHECKING:
     from edge.chat import Conversation
     from edge.model.gguf import ModelInfo
 
-ELSEWHERE = {  # commands that live in their own package
+ELSEWHERE = {  # commands that live in their own module
     "convert": "convert.cli",
     "bench": "benchmarks.cli",
-    "plan": "edge.board.cli",
-    "doctor": "edge.board.cli",
-    "tune": "edge.board.cli",
-    "quality": "convert.prove",
-    "imatrix": "convert.prove",
+    **dict.fromkeys(("plan", "doctor", "tune"), "edge.board.cli"),
+    **dict.fromkeys(("quality", "imatrix"), "convert.prove"),
+    **dict.fromkeys(("pull", "ls", "rm", "show"), "edge.model.cli"),
 }
 
 
@@ -42,7 +40,7 @@ class EdgeGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if module := ELSEWHERE.get(cmd_name):
-            command: click.Command = getattr(importlib.import_module(module), cmd_name)
+            command: click.Command = getattr(importlib.import_module(module), cmd_name.replace("-", "_"))
             return command
         return super().get_command(ctx, cmd_name)
 
@@ -163,8 +161,14 @@ def inspect(model: str | None, *, verify: bool, as_json: bool) -> None:
 
     from edge.model.facts import describe, to_json
     from edge.model.gguf import read_model_info
+    from edge.model.names import is_name
 
-    info = read_model_info(model_path(model))
+    if model and is_name(model):
+        from edge.model.pull import read_info
+
+        info = read_info(model)
+    else:
+        info = read_model_info(model_path(model))
     manifest = None
     if verify:
         from convert.manifest import verify as verified
@@ -183,12 +187,20 @@ def inspect(model: str | None, *, verify: bool, as_json: bool) -> None:
 
 
 def model_path(model: str | None) -> Path:
-    """The file a MODEL argument names; none means the demo."""
-    if model is not None:
-        return Path(model)
-    from edge.demo import demo_model
+    """The file a MODEL argument names: a path, or a name that is fetched if it is not here; none means the demo."""
+    if model is None:
+        from edge.demo import demo_model
 
-    return demo_model()
+        return demo_model()
+    from edge.model.names import is_name
+
+    if not is_name(model) or Path(model).exists():
+        return Path(model)
+    from edge.model.cli import fetching
+    from edge.model.pull import resolve
+
+    with fetching() as progress:
+        return resolve(model, progress=progress)
 
 
 def prepare(
@@ -226,12 +238,14 @@ def engine_settings(
 
 
 def split_words(words: tuple[str, ...], piped: str) -> tuple[str | None, str]:
-    """MODEL and PROMPT out of the words typed and the text piped in. A lone *.gguf is the model of a piped prompt."""
+    """MODEL and PROMPT out of the words typed and the text piped in. A lone model is that of a piped prompt."""
+    from edge.model.names import is_name
+
     model, prompt = None, ""
     match words:
         case ():
             pass
-        case (word,) if piped and word.endswith(".gguf"):
+        case (word,) if piped and (word.endswith(".gguf") or is_name(word)):
             model = word
         case (word,):
             prompt = word

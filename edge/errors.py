@@ -43,6 +43,34 @@ class OutputError(FileError):
 
 
 @dataclass(eq=False)
+class HubError(EdgeError):
+    """A model that the hub does not give, or gives wrong. subject: what was asked for."""
+
+    subject: str
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.subject}: {self.problem}; {self.remedy}"
+
+
+@dataclass(eq=False)
+class TooLargeError(EdgeError):
+    """A model that needs more memory than the machine has."""
+
+    name: str
+    n_bytes_needed: int
+    n_bytes_there: int
+
+    def __str__(self) -> str:
+        need, there = self.n_bytes_needed / 1e9, self.n_bytes_there / 1e9
+        return (
+            f"{self.name} needs about {need:.1f} GB of memory, this machine has {there:.1f} GB; "
+            f"choose a smaller type or model, or add --force to fetch it all the same"
+        )
+
+
+@dataclass(eq=False)
 class UnsupportedArchitectureError(EdgeError):
     architecture: str
     supported: tuple[str, ...]

@@ -1,0 +1,230 @@
+"""`edge pull|ls|rm|show|push|bundle|install-bundle`: models from the hub, on this machine, and back.
+
+Nothing but click is imported until a command runs: `edge --help` must not wait for it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from edge.model.cache import LocalModel
+    from edge.model.download import Progress
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--force", is_flag=True, help="Fetch it even if it does not fit into this machine's memory.")
+@click.option("--list", "list_aliases", is_flag=True, help="Show the short names of well-known models.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def pull(name: str | None, *, force: bool, list_aliases: bool, as_json: bool) -> None:
+    """Fetch a model from the hub into the shared Hugging Face cache.
+
+    \b
+    edge pull deepseek-r1:1.5b                     a short name; edge pull --list shows them all
+    edge pull unsloth/Qwen3-0.6B-GGUF:Q8_0         OWNER/REPO[:TYPE]; the usual type is Q4_K_M
+    edge pull https://huggingface.co/OWNER/REPO/blob/main/model.gguf
+
+    Stop it with Ctrl-C: the same command goes on where it stopped. HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE
+    work as everywhere.
+    """
+    if list_aliases or name is None:
+        _print_aliases(as_json=as_json)
+        return
+    from edge.errors import HubError
+    from edge.model import names
+    from edge.model import pull as puller
+    from edge.model.hub import Hub
+
+    wanted = names.parse(name)
+    if wanted is None:
+        raise HubError(name, "is no name of a model on the hub", "name it as OWNER/REPO:TYPE, or see edge pull --list")
+    with fetching() as progress:
+        paths = puller.pull(Hub.from_environment(notice=_note), wanted, progress, force=force)
+    n_bytes = sum(path.stat().st_size for path in paths)
+    if as_json:
+        click.echo(json.dumps({"name": str(wanted), "paths": [str(path) for path in paths], "n_bytes": n_bytes}))
+        return
+    click.echo(str(paths[0]))
+    if len(paths) > 1:
+        _note(
+            f"{len(paths)} parts, {n_bytes / 1e6:,.0f} MB; merge them: llama-gguf-split --merge {paths[0]} model.gguf"
+        )
+    else:
+        _note(f"{n_bytes / 1e6:,.0f} MB, hash checked; talk to it: edge chat {name}")
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def ls(*, as_json: bool) -> None:
+    """List the models on this machine: fetched ones, and those of Ollama, LM Studio and llama.cpp.
+
+    \b
+    edge ls
+    edge ls --json | jq -r '.models[].name'
+
+    Any name in the list can stand where a command takes a MODEL.
+    """
+    from edge.model.cache import Cache, found_models
+    from edge.model.hub import Hub
+
+    cache = Cache(Hub.from_environment().cache)
+    models = [*cache.models(), *found_models()]
+    partials = list(cache.partials())
+    if as_json:
+        document = {
+            "models": [_model_document(model) for model in models],
+            "broken_off": [{"repo_id": part.repo_id, "n_bytes": part.n_bytes} for part in partials],
+        }
+        click.echo(json.dumps(document, indent=1, ensure_ascii=False))
+        return
+    if not models and not partials:
+        click.echo("no models yet; try: edge pull qwen3:0.6b", err=True)
+    width = max((len(model.name) for model in models), default=0)
+    for model in models:
+        click.echo(f"{_plain(model.name):<{width}}  {model.n_bytes / 1e6:>9,.0f} MB  {model.keeper}")
+    for part in partials:
+        _note(f"{part.repo_id}: {part.n_bytes / 1e6:,.0f} MB of a broken-off download; edge pull goes on with it")
+
+
+@click.command()
+@click.argument("name")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+def rm(name: str, *, yes: bool) -> None:
+    """Remove a fetched model from the cache.
+
+    \b
+    edge rm deepseek-r1:1.5b
+    edge rm unsloth/Qwen3-0.6B-GGUF:Q8_0 --yes
+
+    Models of other programs are theirs to remove.
+    """
+    from edge.errors import HubError
+    from edge.model.cache import Cache, find_found
+    from edge.model.hub import Hub
+    from edge.model.names import parse
+
+    cache, wanted = Cache(Hub.from_environment().cache), parse(name)
+    parts = cache.find(wanted) if wanted else None
+    if parts is None and (found := find_found(name)):
+        raise HubError(name, f"belongs to {found.keeper}", f"remove it there: {found.path}")
+    if wanted is None:
+        raise HubError(name, "is no name of a fetched model", "edge ls shows them; delete other files yourself")
+    if parts and not yes:
+        n_bytes = sum(part.stat().st_size for part in parts)
+        click.confirm(f"remove {_plain(parts[0].name)} ({n_bytes / 1e6:,.0f} MB)?", abort=True, err=True)
+    click.echo(f"{cache.remove(wanted) / 1e6:,.0f} MB are free again")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def show(name: str, *, as_json: bool) -> None:
+    """Show a model: what its file says, and on the hub which types there are. Fetches the header at most.
+
+    \b
+    edge show deepseek-r1:1.5b
+    edge show unsloth/Qwen3-0.6B-GGUF --json | jq .types
+    """
+    from edge.model import pull as puller
+    from edge.model.facts import describe, to_json
+    from edge.model.fit import n_memory_bytes
+    from edge.model.gguf import read_model_info
+    from edge.model.hub import Hub
+    from edge.model.names import is_model, parse, quant_of
+
+    hub = Hub.from_environment(notice=_note)
+    path, wanted = puller.find(name, hub), parse(name)
+    remote = puller.look_up(hub, wanted) if path is None and wanted else None
+    info = remote.info if remote else read_model_info(path or Path(name))
+    facts = describe(info) if info else []
+    types: list[tuple[str, int]] = []
+    if remote:
+        repository = remote.repository
+        found = [file for file in repository.files if is_model(file.name)]
+        types = [(quant_of(file.name) or file.name, file.n_bytes) for file in found]
+        origin = f"{repository.repo_id}, revision {repository.revision[:12]}"
+        facts = [("on the hub", origin), ("its licence", repository.licence or "not named"), *facts]
+    memory = n_memory_bytes(info.n_bytes, info) if info else 0
+    if as_json:
+        document = {**(to_json(info) if info else {}), "n_memory_bytes": memory}
+        document |= {"types": [{"type": quant, "n_bytes": n} for quant, n in types]}
+        click.echo(json.dumps(document, indent=1, ensure_ascii=False))
+        return
+    if memory:
+        facts.append(("memory", f"about {memory / 1e9:.2f} GB with 4,096 tokens"))
+    if types:
+        facts.append(("types", ", ".join(f"{_plain(quant)} {n / 1e6:,.0f} MB" for quant, n in types)))
+    width = max(len(label) for label, _ in facts)
+    for label, value in facts:
+        click.echo(f"{label:<{width}}  {value}")
+
+
+@contextmanager
+def fetching() -> Iterator[Callable[[Progress], None]]:
+    """A progress bar with rate and time left on stderr; after Ctrl-C, how to go on."""
+    from rich import progress as rich
+    from rich.console import Console
+
+    columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), rich.DownloadColumn())
+    speed = (rich.TransferSpeedColumn(), rich.TimeRemainingColumn())
+    try:
+        with rich.Progress(*columns, *speed, console=Console(stderr=True), transient=True) as bar:
+            task: rich.TaskID | None = None
+
+            def show(progress: Progress) -> None:
+                nonlocal task
+                if task is None:  # what was there before is no part of the rate
+                    task = bar.add_task(progress.phase, total=progress.n_bytes_total, completed=progress.n_bytes_done)
+                name = _plain(progress.file.rpartition("/")[2])
+                text = f"{progress.phase} {name}"
+                if progress.phase == "check":
+                    bar.update(task, description=text)
+                else:
+                    bar.update(task, description=text, completed=progress.n_bytes_done)
+
+            yield show
+    except KeyboardInterrupt:
+        _note("stopped; the same command goes on from here")
+        raise
+
+
+def _model_document(model: LocalModel) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "path": str(model.path),
+        "n_bytes": model.n_bytes,
+        "type": model.quant,
+        "keeper": model.keeper,
+        "repo_id": model.repo_id,
+        "revision": model.revision,
+    }
+
+
+def _print_aliases(*, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from edge.model.names import ALIASES
+
+    if as_json:
+        click.echo(json.dumps({name: asdict(alias) for name, alias in ALIASES.items()}, indent=1))
+        return
+    click.echo(f"{'name':18}{'file':>8}{'memory':>9}  {'licence':12}repository")
+    for name, alias in ALIASES.items():
+        sizes = f"{alias.n_file_bytes / 1e9:>5.1f} GB{alias.n_memory_bytes / 1e9:>6.1f} GB"
+        click.echo(f"{name:18}{sizes}  {alias.licence:12}{alias.repo_id}")
+
+
+def _plain(text: str) -> str:
+    """Names come from strangers: no control characters reach the terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _note(text: str) -> None:
+    click.echo(_plain(text), err=True)

@@ -1,0 +1,111 @@
+"""From a name to a file: on this machine if it is here, else fetched, after all that can be checked was checked.
+
+resolve("deepseek-r1:1.5b")          # the path of its GGUF, which is pulled first if need be
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from edge.errors import HubError
+from edge.model.cache import COMPANIONS, Cache, find_found
+from edge.model.download import Progress, check_room, download
+from edge.model.fit import check_memory
+from edge.model.gguf import ModelInfo, parse_header, read_model_info
+from edge.model.header import HeaderError, read_header
+from edge.model.hub import Hub, HubFile, Repository
+from edge.model.names import ModelName, choose, parse
+
+N_COMPANION_BYTES_MAX = 1 << 20
+
+Show = Callable[[Progress], None]
+
+
+def _silent(progress: Progress) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A model on the hub, looked up: its parts, and what its header says; None for one in several parts."""
+
+    repository: Repository
+    parts: tuple[HubFile, ...]
+    info: ModelInfo | None
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(part.n_bytes for part in self.parts)
+
+    @property
+    def companions(self) -> tuple[HubFile, ...]:
+        """Licence, model card and manifest: small, and wanted wherever the model goes."""
+        parts = {part.name for part in self.parts}
+        found = []
+        for file in self.repository.files:
+            path = PurePosixPath(file.name)
+            is_ours = file.name.removesuffix(".json") in parts if path.suffix == ".json" else len(path.parts) == 1
+            if is_ours and COMPANIONS.fullmatch(path.name) and file.n_bytes <= N_COMPANION_BYTES_MAX:
+                found.append(file)
+        return tuple(found)
+
+
+def look_up(hub: Hub, name: ModelName) -> Remote:
+    """What the hub has under a name. Reads some MB of the first part; raises ModelFileError if it is no sound model."""
+    repository = hub.repository(name.repo_id, name.revision)
+    found = [repository.file(part) for part in choose([file.name for file in repository.files], name)]
+    parts = tuple(file for file in found if file)
+    first = parts[0]
+    path = Path(str(first))
+    if len(parts) == 1:
+        return Remote(repository, parts, parse_header(hub.read_at(first), first.n_bytes, path))
+    try:
+        read_header(hub.read_at(first), first.n_bytes)
+    except HeaderError as error:
+        raise HubError(str(first), error.problem, error.remedy) from None
+    return Remote(repository, parts, None)
+
+
+def pull(hub: Hub, name: ModelName, progress: Show = _silent, *, force: bool = False) -> list[Path]:
+    """Fetch a model into the cache; returns its parts. force: even if it does not fit into memory."""
+    remote = look_up(hub, name)
+    if not force:
+        check_memory(str(name), remote.n_bytes, remote.info)
+    files = [*remote.companions, *remote.parts]
+    check_room(Cache(hub.cache), files)
+    return download(hub, remote.repository, files, progress)[len(remote.companions) :]
+
+
+def find(text: str, hub: Hub) -> Path | None:
+    """The file on this machine that `text` names: a path, a name in the cache, or a model another program keeps."""
+    path = Path(text).expanduser()
+    if path.exists():
+        return path
+    name = parse(text)
+    if name and (parts := Cache(hub.cache).find(name)):
+        return parts[0]
+    model = find_found(text)
+    return model.path if model else None
+
+
+def resolve(text: str, hub: Hub | None = None, progress: Show = _silent) -> Path:
+    """The file that `text` names, fetched if it is not here. What names nothing comes back as the path it may be."""
+    if Path(text).expanduser().exists():
+        return Path(text).expanduser()
+    hub = hub or Hub.from_environment()
+    if path := find(text, hub):
+        return path
+    name = parse(text)
+    return pull(hub, name, progress)[0] if name else Path(text)
+
+
+def read_info(text: str, hub: Hub | None = None) -> ModelInfo:
+    """The header of the model that `text` names; of one on the hub only this much is read."""
+    hub = hub or Hub.from_environment()
+    path, name = find(text, hub), parse(text)
+    if path is not None or name is None:
+        return read_model_info(path or Path(text))
+    remote = look_up(hub, name)
+    if remote.info is None:
+        raise HubError(str(name), f"is in {len(remote.parts)} parts", "pull it and merge them with llama-gguf-split")
+    return remote.info
