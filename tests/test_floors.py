@@ -30,6 +30,7 @@ FLOORS = {
     "edge/model/template.py": 1,
     "edge/model/facts.py": 2,
     "edge/engine/loops.py": 0,
+    "edge/engine/sandbox.py": 0,
     "edge/engine/protocol.py": 1,
     "edge/engine/llama.py": 2,
     "edge/engine/grammar.py": 2,
