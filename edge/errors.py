@@ -178,3 +178,14 @@ class ConstraintDeadEndError(EdgeError):
 
     def __str__(self) -> str:
         return f"the answer cannot go on under its constraint ({self.problem}); loosen the constraint or logit_bias"
+
+
+@dataclass(eq=False)
+class ServiceError(EdgeError):
+    """A system service that cannot be written, started or found."""
+
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.remedy}"
