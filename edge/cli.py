@@ -29,6 +29,7 @@ ELSEWHERE = {  # commands that live in their own module
     **dict.fromkeys(("plan", "doctor", "tune"), "edge.board.cli"),
     **dict.fromkeys(("quality", "imatrix"), "convert.prove"),
     **dict.fromkeys(("pull", "ls", "rm", "show"), "edge.model.cli"),
+    "service": "edge.service",
 }
 
 

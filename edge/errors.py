@@ -275,3 +275,14 @@ class DocumentError(EdgeError):
 
     def __str__(self) -> str:
         return f"{self.name}: {self.problem}; {self.remedy}"
+
+
+@dataclass(eq=False)
+class ServiceError(EdgeError):
+    """A system service that cannot be written, started or found."""
+
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.remedy}"

@@ -224,6 +224,8 @@ class EngineClient:
             case Ready():
                 self.ready, self.state = event, "ok"
                 logger.info("engine ready after %.2f s with %d threads", event.load_time_s, event.n_threads)
+                if event.network:
+                    logger.warning("the engine process could open network connections: %s", event.network)
                 for waiting in self._pending.values():
                     self._send(waiting.request)
                 self._is_up.set()

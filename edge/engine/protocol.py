@@ -116,6 +116,7 @@ class Ready:
     n_threads: int
     load_time_s: float
     system: str  # what the library was built with
+    network: str = ""  # why the engine process could open a network connection; "" where it cannot
 
 
 @dataclass(frozen=True)

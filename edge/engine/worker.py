@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edge.board.topology import pin
-from edge.engine import protocol
+from edge.engine import protocol, sandbox
 from edge.engine.prefix import PrefixStore
 from edge.engine.protocol import (
     AnswerNow,
@@ -61,8 +61,8 @@ class Front:
         os._exit(0)  # the front is gone: nobody is left to compute for
 
 
-def serve(front: Front) -> None:
-    """Load what the first message says, then schedule until Close."""
+def serve(front: Front, network: str) -> None:
+    """Load what the first message says, then schedule until Close. network: as in Ready."""
     load = front.inbox.get()
     assert isinstance(load, Load)
     settings = load.settings
@@ -90,7 +90,7 @@ def serve(front: Front) -> None:
         front.send(Failed.of("", error))
         return
     load_time_s = time.perf_counter() - started_s
-    front.send(Ready(model.n_ctx_tokens, settings.n_slots, n_threads, load_time_s, llama.system_info()))
+    front.send(Ready(model.n_ctx_tokens, settings.n_slots, n_threads, load_time_s, llama.system_info(), network))
     prefixes = None
     if settings.prefix_dir is not None:
         prefixes = PrefixStore(
@@ -167,7 +167,9 @@ def _die_with_parent() -> None:
 def main() -> None:
     _die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the front's to handle
-    serve(Front(socket.socket(fileno=int(sys.argv[1]))))
+    sandbox.volunteer_for_oom()
+    network = sandbox.forbid_network() or ""
+    serve(Front(socket.socket(fileno=int(sys.argv[1]))), network)
 
 
 if __name__ == "__main__":
