@@ -22,7 +22,11 @@ if TYPE_CHECKING:
     from edge.chat import Conversation
     from edge.model.gguf import ModelInfo
 
-ELSEWHERE = {"convert": "convert.cli", "bench": "benchmarks.cli"}  # commands that live in their own package
+ELSEWHERE = {
+    "convert": "convert.cli",
+    "bench": "benchmarks.cli",
+    "serve": "edge.serve.cli",
+}  # commands that live in their own package
 
 
 class EdgeGroup(click.Group):

@@ -69,6 +69,22 @@ class AnswerNow:
 
 
 @dataclass(frozen=True)
+class Tokenize:
+    """The tokens of a text in segments are wanted, as a prompt would be read."""
+
+    id: str
+    segments: tuple[tuple[str, bool], ...]
+
+
+@dataclass(frozen=True)
+class Detokenize:
+    """The text of tokens is wanted."""
+
+    id: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Close:
     """Finish: the engine process leaves."""
 
@@ -94,7 +110,11 @@ class Ready:
 
 @dataclass(frozen=True)
 class Beat:
-    """The engine is alive; sent at least once a second between steps."""
+    """The engine is alive, and how full it is; sent at least once a second between steps."""
+
+    n_running: int = 0  # requests in a slot
+    n_waiting: int = 0
+    n_kv_tokens: int = 0  # that the slots hold; what they share counts for each
 
 
 @dataclass(frozen=True)
@@ -148,6 +168,7 @@ class Done:
     queue_time_s: float  # from arrival to the first prompt token
     prefill_time_s: float  # from the first prompt token to the first output token
     decode_time_s: float  # from the first output token to the last
+    stop: str | None = None  # the stop string that ended the answer
 
     @property
     def n_output_tokens(self) -> int:
@@ -166,6 +187,22 @@ class Done:
     def decode_tokens_per_s(self) -> float:
         """The first output token belongs to the prefill, so n - 1 tokens take decode_time_s."""
         return (self.n_output_tokens - 1) / self.decode_time_s if self.decode_time_s else 0.0
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What Tokenize asked for."""
+
+    id: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Detokenized:
+    """What Detokenize asked for; bytes that are no whole character show as U+FFFD."""
+
+    id: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -188,11 +225,11 @@ class Failed:
         return kind(**self.facts)
 
 
-Request = Load | Generate | Cancel | AnswerNow | Close
-Event = Loading | Ready | Beat | Phase | Progress | Text | TokenLogprob | Done | Failed
+Request = Load | Generate | Cancel | AnswerNow | Tokenize | Detokenize | Close
+Event = Loading | Ready | Beat | Phase | Progress | Text | TokenLogprob | Done | Tokens | Detokenized | Failed
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in (*Request.__args__, *Event.__args__)}
 _NESTED: dict[str, type] = {"settings": EngineSettings, "sampling": Sampling, "constraint": Constraint}
-_TUPLES, _PAIRS = ("stops", "stop_tokens"), ("segments", "top")
+_TUPLES, _PAIRS = ("stops", "stop_tokens", "tokens"), ("segments", "top")
 
 
 def encode(message: Request | Event) -> bytes:

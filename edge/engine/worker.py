@@ -18,7 +18,20 @@ from pathlib import Path
 from edge.board.topology import pin
 from edge.engine import protocol
 from edge.engine.prefix import PrefixStore
-from edge.engine.protocol import AnswerNow, Beat, Cancel, Close, Event, Failed, Generate, Load, Loading, Phase, Ready
+from edge.engine.protocol import (
+    AnswerNow,
+    Cancel,
+    Close,
+    Detokenize,
+    Event,
+    Failed,
+    Generate,
+    Load,
+    Loading,
+    Phase,
+    Ready,
+    Tokenize,
+)
 from edge.engine.scheduler import Scheduler
 from edge.errors import EdgeError
 
@@ -87,7 +100,7 @@ def serve(front: Front) -> None:
         front.send(*scheduler.admit())  # told before the step: a step that kills us names its requests
         front.send(*scheduler.step())
         if (now := time.perf_counter()) - last_beat_s >= BEAT_S:
-            front.send(Beat())
+            front.send(scheduler.beat())
             last_beat_s = now
     if prefixes is not None:
         prefixes.finish()
@@ -110,6 +123,10 @@ def _receive(front: Front, scheduler: Scheduler) -> bool:
                 scheduler.cancel(message)
             case AnswerNow():
                 scheduler.answer_now(message)
+            case Tokenize():
+                front.send(scheduler.tokens(message))
+            case Detokenize():
+                front.send(scheduler.text(message))
             case Close():
                 return False
 

@@ -104,7 +104,7 @@ def test_leaving_a_stream_frees_its_slot(demo_model: Path) -> None:
     async def work(client: EngineClient) -> None:
         stream = client.generate(endless())
         await first_text(stream)
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         assert answer(await collect(client.generate(ask("2")))).endswith("432")
 
     with_client(settings(demo_model, n_slots=1), work)
