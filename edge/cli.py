@@ -30,6 +30,7 @@ ELSEWHERE = {  # commands that live in their own module
     **dict.fromkeys(("quality", "imatrix"), "convert.prove"),
     **dict.fromkeys(("pull", "ls", "rm", "show"), "edge.model.cli"),
     "service": "edge.service",
+    "serve": "edge.serve.cli",
 }
 
 
