@@ -68,7 +68,7 @@ class EngineSettings:
     n_slots: int = 4  # streams that generate at the same time
     n_ubatch_tokens: int = 256  # prefill is within 3 % of its peak from 128 rows on; the compute buffer grows with it
     n_threads: int | None = None  # None: one per core of the fast cluster
-    step_time_s: float = 0.35  # a prompt chunk may hold up running streams for this long
+    step_time_s: float = 0.25  # a prompt chunk may hold up running streams for this long
     cpus: tuple[int, ...] | None = None  # what the engine is bound to; None: the fast cluster, if it has the threads
     load_mode: LoadMode = "read"
     kv_type: KvType = "f16"

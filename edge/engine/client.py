@@ -63,6 +63,8 @@ BACKOFF_S = (0.0, 0.5, 2.0, 8.0)  # before the n-th restart in a row
 MAX_DEATHS, DEATHS_WINDOW_S = 5, 120.0
 QUARANTINE_DEATHS, QUARANTINE_S = 2, 600.0
 STDERR_LINES = 20
+# Weights in pages of 2 MB where the kernel leaves the choice: reading them all for every token misses the TLB less.
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 State = Literal["loading", "ok", "restarting", "down", "closed"]
 
@@ -287,7 +289,7 @@ class EngineClient:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
-                env={**os.environ, "GGML_NO_BACKTRACE": "1", **dict(self.settings.environment)},
+                env=_environment(self.settings),
                 cwd=PACKAGE_ROOT,  # python -m looks for modules there first: never in the user's folder
                 start_new_session=True,  # Ctrl-C in the terminal is for the front alone
             )
@@ -361,6 +363,12 @@ class EngineClient:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
+
+
+def _environment(settings: EngineSettings) -> dict[str, str]:
+    """The engine's variables; what the user says of malloc stays, and what the settings say goes before all."""
+    tunables = ":".join(filter(None, (HUGE_PAGES, os.environ.get("GLIBC_TUNABLES"))))
+    return {**os.environ, "GGML_NO_BACKTRACE": "1", "GLIBC_TUNABLES": tunables, **dict(settings.environment)}
 
 
 def choices(request: Generate, n: int) -> list[Generate]:

@@ -146,11 +146,11 @@ class Sampler:
 
     def sample(self, logits: NDArray[np.float32]) -> int:
         """The next token by its logits (n_vocab,), which stay as they are; the chain takes note of it."""
-        if len(self._biased):
-            logits = logits.copy()
-            logits[self._biased] += self._bias
+        unbiased = logits[self._biased]
+        logits[self._biased] += self._bias
         chosen = largest(logits, len(self._candidates))
         self._candidates["id"], self._candidates["logit"] = chosen, logits[chosen]
+        logits[self._biased] = unbiased  # not a copy of them all: that costs more than the rest
         data = self._candidates.ctypes.data_as(ctypes.POINTER(lib.llama_token_data))
         array = lib.llama_token_data_array(data=data, size=len(chosen), selected=-1, sorted=False)
         lib.llama_sampler_apply(self._chain, ctypes.byref(array))

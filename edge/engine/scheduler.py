@@ -300,7 +300,9 @@ class Scheduler:
         """After a good decode: sample where a prompt is complete, report progress where it is not."""
         n_tokens = len(self._batch)
         if n_tokens >= 2 * ROW_GROUP:  # in smaller batches reading the weights takes the time, not the rows
-            self._prefill_s_per_token += 0.5 * (elapsed_s / n_tokens - self._prefill_s_per_token)
+            estimate, measured = self._prefill_s_per_token, elapsed_s / n_tokens
+            # a slow step counts at once, quick ones little by little: a stream must not wait for an estimate to learn
+            self._prefill_s_per_token = max(measured, estimate + 0.15 * (measured - estimate))
         for stream in list(self._active):
             if stream.output_index >= 0:
                 try:
