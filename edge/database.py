@@ -11,6 +11,7 @@ A damaged file is never deleted: it is renamed, what can be read of it moves to 
 import contextlib
 import fcntl
 import logging
+import math
 import os
 import sqlite3
 import threading
@@ -49,18 +50,18 @@ class Database:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | None,
         steps: Sequence[Sequence[str]],
         tables: Sequence[str],
         prepare: Work[None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Open or create path; never fails for the file's sake, see `problem`.
+        """Open or create path; never fails for the file's sake, see `problem`. Without path: in memory only.
 
         steps: the statements that take a file from version n to n + 1. tables: those whose rows are moved out of a
         damaged file. prepare: runs at each opening.
         """
-        self.path = path
+        self.path = path or Path(os.devnull)
         self.problem: str | None = None  # one sentence for the user; also after damage that was mended
         self.saving = True
         self._steps = steps
@@ -71,6 +72,12 @@ class Database:
         self._inode = 0
         self._unsaved: list[Work[object]] = []  # done in memory only
         self._tried_s = 0.0
+        self._has_file = path is not None
+        if path is None:
+            self.saving = False
+            self._db = _connection(":memory:")
+            self._migrate(self._db)
+            return
         try:
             self._db = self._open()
         except (sqlite3.Error, OSError, NewerFileError) as error:
@@ -87,14 +94,14 @@ class Database:
         """
         with self._lock:
             result = self._run(lambda: self._transaction(work, lasting=lasting))
-            if lasting and not self.saving:
+            if lasting and self._has_file and not self.saving:
                 self._unsaved.append(work)
         return result
 
     def close(self) -> None:
         """The last attempt to save what is in memory only, then the end."""
         with self._lock:
-            self._tried_s = -RETRY_S
+            self._tried_s = -math.inf
             self._come_back()
             self._db.close()
 
@@ -249,7 +256,7 @@ class Database:
 
     def _come_back(self) -> None:
         """If the file takes writes again: do in it what was done in memory."""
-        if self.saving or self._clock() - self._tried_s < RETRY_S:
+        if self.saving or not self._has_file or self._clock() - self._tried_s < RETRY_S:
             return
         self._tried_s = self._clock()
         try:

@@ -77,14 +77,22 @@ N_TRIGRAM = 3
 class History:
     """The file and what is done with it. Usable from any thread; raises EdgeError for what is not there."""
 
-    def __init__(self, path: Path | None = None, clock: Callable[[], float] = time.time) -> None:
-        """Open the history, by default the user's. Never fails: see `saving` and `problem`."""
+    def __init__(
+        self, path: Path | None = None, clock: Callable[[], float] = time.time, *, in_memory: bool = False
+    ) -> None:
+        """Open the history, by default the user's. Never fails: see `saving` and `problem`.
+
+        in_memory: nothing is read and nothing is kept.
+        """
         self.path = path or data_dir() / "history.db"
+        self._in_memory = in_memory
         self._clock = clock
         self._writer: str | None = None
         self._writer_lock: IO[str] | None = None
-        self._database = Database(self.path, STEPS, ("conversation", "message"), prepare=_make_searchable)
-        self._finish_orphans()
+        place = None if in_memory else self.path
+        self._database = Database(place, STEPS, ("conversation", "message"), prepare=_make_searchable)
+        if not in_memory:
+            self._finish_orphans()
         self.forget_deleted()
 
     def __enter__(self) -> "History":
@@ -379,6 +387,8 @@ class History:
         """This history's name as a writer of replies, alive for as long as its lock file is locked."""
         if self._writer is None:
             self._writer = _new_id()
+            if self._in_memory:
+                return self._writer
             with contextlib.suppress(OSError):  # nothing can be written there: nobody else will see our replies
                 self._writer_lock = self._writer_path(self._writer).open("w")
                 fcntl.flock(self._writer_lock, fcntl.LOCK_EX)

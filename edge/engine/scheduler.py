@@ -152,7 +152,7 @@ class Scheduler:
         """Empty every slot that holds a conversation's text and is not at work."""
         at_work = [stream.slot for stream in self._active]
         for slot in self._slots:
-            if slot.conversation == message.conversation and slot not in at_work:
+            if slot.conversation and slot.conversation == message.conversation and slot not in at_work:
                 self._llama.remove(slot.sequence)
                 slot.tokens, slot.conversation = [], ""
 

@@ -103,10 +103,13 @@ def serve(front: Front, network: str) -> None:
     last_beat_s = 0.0
     while _receive(front, scheduler):
         front.send(*scheduler.admit())  # told before the step: a step that kills us names its requests
-        front.send(*scheduler.step())
-        if (now := time.perf_counter()) - last_beat_s >= BEAT_S:
-            front.send(scheduler.beat())
+        had_work = scheduler.has_work
+        events = scheduler.step()
+        comes_to_rest = had_work and not scheduler.has_work
+        if (now := time.perf_counter()) - last_beat_s >= BEAT_S or comes_to_rest:
+            events.insert(0, scheduler.beat())  # who hears of the end knows what is held
             last_beat_s = now
+        front.send(*events)
     if prefixes is not None:
         prefixes.finish()
     model.close()
