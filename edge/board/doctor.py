@@ -43,7 +43,9 @@ GAINS = {
     "AVX2": "everything is computed several times slower",
     "FMA": "everything is computed slower",
     "F16C": "F16 models and the KV cache are converted in software",
-    "AVX512": "prompts are read slower", "AVX512_VNNI": "prompts are read slower", "AVX_VNNI": "prompts are read slower",
+    "AVX512": "prompts are read slower",
+    "AVX512_VNNI": "prompts are read slower",
+    "AVX_VNNI": "prompts are read slower",
 }  # fmt: skip
 
 
@@ -203,7 +205,7 @@ def _speed(seen: Examination) -> Iterator[Finding]:
         yield Finding(
             "slow",
             f"the frequency of CPU {cpus} is capped below its top",
-            "prompt speed falls in proportion",
+            "prompts are read slower",
             f"cat /sys/devices/system/cpu/cpu{sensors.capped_cpus[0]}/cpufreq/cpuinfo_max_freq | sudo tee "
             "/sys/devices/system/cpu/cpufreq/policy*/scaling_max_freq",
         )
