@@ -80,7 +80,7 @@ def bench(
                 prompt,
                 gen,
                 repeat,
-                n_threads=threads,
+                n_threads=settings.n_threads,
                 load_mode=settings.load_mode,
                 kv_type=settings.kv_type,
                 flash_attention=settings.flash_attention,

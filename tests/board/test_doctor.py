@@ -58,8 +58,9 @@ def test_a_healthy_board_has_nothing_to_mend(see: See) -> None:
 
 @pytest.mark.parametrize("board", BOARDS)
 def test_every_finding_says_why_and_what_mends_it(board: str, see: See) -> None:
-    for seen in (see(board), see(board, load=99.0, disk_bytes_per_s=2e7, disk_free_bytes=1, clock_s=0.0,
-                                 is_64_bit=False, memory_pressure=0.5, library=Answer(frozenset(), (), "gone"))):  # fmt: skip
+    bad = {"load": 99.0, "disk_bytes_per_s": 2e7, "disk_free_bytes": 1, "clock_s": 0.0, "memory_pressure": 0.5}
+    broken = see(board, is_64_bit=False, library=Answer(frozenset(), (), "gone"), **bad)
+    for seen in (see(board), broken):
         findings = diagnose(seen)
         assert all(finding.what and finding.why and finding.mend for finding in findings)
         order = [("broken", "slow", "note").index(finding.severity) for finding in findings]

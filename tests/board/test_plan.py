@@ -136,8 +136,10 @@ def test_an_unknown_memory_refuses_nothing(info: ModelInfo, board: Callable[[str
 
 
 def test_gpu_layers_are_as_many_as_fit(info: ModelInfo, board: Callable[[str], Board]) -> None:
-    def on(free: int, kind: str = "gpu", wish: Wish = Wish()) -> planning.Plan:
-        return make_plan(info, wish, replace(board_1, devices=[Device("GPU0", "Some GPU", kind, free, free)]))
+    def on(free: int, kind: str = "gpu", n_layers: int | None = None) -> planning.Plan:
+        return make_plan(
+            info, Wish(n_gpu_layers=n_layers), replace(board_1, devices=[Device("GPU0", "Some GPU", kind, free, free)])
+        )
 
     board_1 = board("raspberry-pi-5")
     every = info.n_layers + 1
@@ -149,7 +151,7 @@ def test_gpu_layers_are_as_many_as_fit(info: ModelInfo, board: Callable[[str], B
     assert some.footprint.device <= all_bytes * 2 // 3
     assert on(planning.DEVICE_RESERVE_BYTES).settings.n_gpu_layers == 0
     assert on(8 << 30, kind="igpu").settings.n_gpu_layers == 0  # it shares the memory: nothing is won unasked
-    assert on(8 << 30, kind="igpu", wish=Wish(n_gpu_layers=2)).settings.n_gpu_layers == 2
+    assert on(8 << 30, kind="igpu", n_layers=2).settings.n_gpu_layers == 2
     nothing = make_plan(info, Wish(n_gpu_layers=9), board("rk3566"))
     assert nothing.settings.n_gpu_layers == 0
     assert "no GPU was found" in nothing.notes[0]

@@ -11,7 +11,8 @@ import pytest
 from edge.board import tuned
 from edge.board.plan import Board, Plan, Wish, make_plan
 from edge.board.topology import read_topology
-from edge.board.tune import Candidate, Sample, Trials, candidates, chance, compare, tune
+from edge.board.tune import Candidate, Outcome, Sample, Trials, candidates, chance, compare, tune
+from edge.board.tuned import Tuned
 from edge.errors import EngineError
 from edge.model.gguf import ModelInfo, read_model_info
 from tests.board.test_plan import with_memory
@@ -52,7 +53,9 @@ def plan(info: ModelInfo, tmp_path: Path) -> Plan:
     return make_plan(info, Wish(n_threads=4), with_memory(Board(topology, None), 16 << 30, 14 << 30), use_tuned=False)
 
 
-def search(info: ModelInfo, plan: Plan, cost: Cost, budget_s: float = 10_000, noise: float = 0.01) -> tuple:
+def search(
+    info: ModelInfo, plan: Plan, cost: Cost, budget_s: float = 10_000, noise: float = 0.01
+) -> "tuple[Outcome, Tuned | None, FakeBench]":
     bench = FakeBench(cost, noise)
     try:
         outcome = tune(info, plan, bench=bench, budget_s=budget_s, clock=bench.clock)
@@ -66,6 +69,7 @@ def test_what_is_faster_is_kept(info: ModelInfo, plan: Plan) -> None:
         return (0.8 if candidate.flash_attention is False else 1) * (0.9 if candidate.n_ubatch_tokens == 128 else 1)
 
     outcome, record, bench = search(info, plan, cost)
+    assert record is not None
     assert record == outcome.tuned
     assert (record.flash_attention, record.n_ubatch_tokens, record.n_threads) == (False, 128, None)
     assert record.decode_gain == pytest.approx(1 / 0.72, rel=0.05)
