@@ -144,8 +144,7 @@ def _library(seen: Examination) -> Iterator[Finding]:
     if seen.library.problem is not None:
         yield Finding("broken", f"llama.cpp cannot be used: {seen.library.problem}", "no model can be run", build)
         return
-    missing = sorted(seen.topology.features - seen.library.features, key=lambda name: name not in GAINS)
-    named = [name for name in missing if name in GAINS]
+    named = [name for name in GAINS if name in seen.topology.features - seen.library.features]  # the worst first
     if named:
         why = f"{', '.join(named)}: {GAINS[named[0]]}"
         yield Finding("slow", f"llama.cpp was built without {', '.join(named)}, which this CPU has", why, build)

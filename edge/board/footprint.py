@@ -149,7 +149,7 @@ def _row_bytes(info: ModelInfo, n_ctx: int, flash_attention: bool | None) -> int
 
 
 def _feed_forward(info: ModelInfo) -> int:
-    """Values of one row; with experts, two for each place in those it uses, and their results before they are summed."""
+    """Values of one row; with experts, two for each place in those it uses, and for each of their results."""
     dense = 3 * _dense_width(info) + 4 * info.n_embd
     n_used, width = _experts(info)
     return max(dense, 2 * n_used * (width + info.n_embd)) if n_used else dense

@@ -11,7 +11,7 @@ from edge.board import tuned
 from edge.board.footprint import footprint
 from edge.board.library import Device
 from edge.board.memory import Memory, read_memory
-from edge.board.plan import Board, Wish, make_plan
+from edge.board.plan import Board, Plan, Wish, make_plan
 from edge.board.topology import read_topology
 from edge.board.tuned import Tuned
 from edge.config import N_CTX_TOKENS
@@ -136,10 +136,9 @@ def test_an_unknown_memory_refuses_nothing(info: ModelInfo, board: Callable[[str
 
 
 def test_gpu_layers_are_as_many_as_fit(info: ModelInfo, board: Callable[[str], Board]) -> None:
-    def on(free: int, kind: str = "gpu", n_layers: int | None = None) -> planning.Plan:
-        return make_plan(
-            info, Wish(n_gpu_layers=n_layers), replace(board_1, devices=[Device("GPU0", "Some GPU", kind, free, free)])
-        )
+    def on(free: int, kind: str = "gpu", n_layers: int | None = None) -> Plan:
+        here = replace(board_1, devices=[Device("GPU0", "Some GPU", kind, free, free)])
+        return make_plan(info, Wish(n_gpu_layers=n_layers), here)
 
     board_1 = board("raspberry-pi-5")
     every = info.n_layers + 1
