@@ -1,9 +1,8 @@
 """edge plan, doctor and tune as a person uses them."""
 
 import json
-import subprocess
-import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,9 +14,10 @@ from edge.board.memory import Memory
 from edge.board.plan import Board
 from edge.board.topology import read_topology
 from edge.cli import cli
+from edge.config import EngineSettings, Sampling
+from edge.engine.client import Engine
+from edge.engine.protocol import Generate, Text
 from tests.test_cli import edge, refusal
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_plan_tells_every_part_and_their_sum(demo_model: Path) -> None:
@@ -58,23 +58,22 @@ def test_gpu_layers_are_auto_or_a_number(demo_model: Path) -> None:
 
 def test_the_engine_runs_on_a_map_as_well(demo_model: Path) -> None:
     """What a plan for little memory chooses must give the same answer."""
-    code = (
-        "import sys; from edge.config import EngineSettings, Sampling; from edge.engine.client import Engine\n"
-        "from edge.engine.protocol import Generate, Text\n"
-        "for changes in ({}, {'load_mode': 'map'}, {'load_mode': 'map', 'kv_type': 'q8_0'}, {'flash_attention': False},\n"
-        "                {'cpus': (0,), 'environment': (('OMP_WAIT_POLICY', 'active'),)}):\n"
-        "    with Engine(EngineSettings(sys.argv[1], n_ctx_tokens=512, n_slots=1, n_threads=1, **changes)) as engine:\n"
-        "        engine.start()\n"
-        "        asked = Generate('1', (('<｜User｜>', True), ('What is 347 + 85?', False), ('<｜Assistant｜>', True)),\n"
-        "                         Sampling(temperature=0), 64, thinks=False)\n"
-        "        print(''.join(e.text for e in engine.generate(asked) if isinstance(e, Text)).split('\\n')[0])\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(demo_model)], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert len(lines) == 5
-    assert len(set(lines)) == 1
-    assert lines[0]
+    answers = set()
+    for changes in (
+        {},
+        {"load_mode": "map"},
+        {"load_mode": "map", "kv_type": "q8_0"},
+        {"flash_attention": False},
+        {"cpus": (0,), "environment": (("OMP_WAIT_POLICY", "active"),)},
+    ):
+        settings = EngineSettings(str(demo_model), n_ctx_tokens=512, n_slots=1, n_threads=1)
+        with Engine(replace(settings, **changes)) as engine:
+            engine.start()
+            segments = (("<｜User｜>", True), ("What is 347 + 85?", False), ("<｜Assistant｜>", True))
+            asked = Generate("1", segments, Sampling(temperature=0), 64, thinks=False)
+            answers.add("".join(event.text for event in engine.generate(asked) if isinstance(event, Text)))
+    assert len(answers) == 1
+    assert "347 + 85" in answers.pop()
 
 
 def test_doctor_is_quick_and_tells_the_machine() -> None:
