@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from benchmarks.workload import Workload
+from edge.board.options import FORCE, GPU_LAYERS, THREADS
 
 DEFAULTS = Workload(model="")
 
@@ -38,9 +39,20 @@ DEFAULTS = Workload(model="")
     metavar="N",
     help="Repetitions, after one warm-up.",
 )
-@click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="[one per fast core]")
+@THREADS
+@GPU_LAYERS
+@FORCE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document with the raw samples.")
-def bench(models: tuple[Path, ...], prompt: int, gen: int, repeat: int, threads: int | None, as_json: bool) -> None:
+def bench(
+    models: tuple[Path, ...],
+    prompt: int,
+    gen: int,
+    repeat: int,
+    threads: int | None,
+    gpu_layers: int | None,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Measure tokens/s, load time and memory, each MODEL in a fresh process. No MODEL means the bundled demo.
 
     \b
@@ -54,12 +66,26 @@ def bench(models: tuple[Path, ...], prompt: int, gen: int, repeat: int, threads:
     from rich.console import Console
 
     from benchmarks import harness, report
+    from edge.board.plan import Wish, make_plan
     from edge.demo import demo_model
+    from edge.model.gguf import read_model_info
 
     records = []
     with Console(stderr=True).status("") as status:
         for model in models or [demo_model()]:
-            workload = Workload(str(model), prompt, gen, repeat, n_threads=threads)
+            wish = Wish(max(prompt, gen, 64), 1, threads, gpu_layers, force)
+            settings = make_plan(read_model_info(model), wish).settings
+            workload = Workload(
+                str(model),
+                prompt,
+                gen,
+                repeat,
+                n_threads=settings.n_threads,
+                load_mode=settings.load_mode,
+                kv_type=settings.kv_type,
+                flash_attention=settings.flash_attention,
+                n_gpu_layers=settings.n_gpu_layers,
+            )
             records.append(harness.run(workload, partial(report.show_step, status, model.name)))
     if as_json:
         click.echo(json.dumps([record.to_json() for record in records], indent=1))

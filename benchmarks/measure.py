@@ -31,7 +31,17 @@ def measure(workload: Workload, report: Callable[[str], None] = lambda _: None) 
     started_s = time.perf_counter()
     llama = Llama(
         Path(workload.model),
-        Loading(n_ctx, workload.n_ubatch_tokens, n_sequences=1, n_outputs=1, n_threads=n_threads),
+        Loading(
+            n_ctx,
+            workload.n_ubatch_tokens,
+            n_sequences=1,
+            n_outputs=1,
+            n_threads=n_threads,
+            load_mode=workload.load_mode,
+            kv_type=workload.kv_type,
+            flash_attention=workload.flash_attention,
+            n_gpu_layers=workload.n_gpu_layers,
+        ),
     )
     load_time_s = time.perf_counter() - started_s
     batch = llama.new_batch()

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from edge.config import KvType, LoadMode
+
 
 @dataclass(frozen=True)
 class Workload:
@@ -14,4 +16,8 @@ class Workload:
     n_warmups: int = 1
     n_threads: int | None = None  # None: one per core of the fast cluster
     n_ubatch_tokens: int = 512  # llama-bench's own, so that the numbers compare
+    load_mode: LoadMode = "read"
+    kv_type: KvType = "f16"
+    flash_attention: bool | None = None
+    n_gpu_layers: int = 0
     seed: int = 0  # of the random token ids; their values do not change the work

@@ -43,7 +43,9 @@ GAINS = {
     "AVX2": "everything is computed several times slower",
     "FMA": "everything is computed slower",
     "F16C": "F16 models and the KV cache are converted in software",
-    "AVX512": "prompts are read slower", "AVX512_VNNI": "prompts are read slower", "AVX_VNNI": "prompts are read slower",
+    "AVX512": "prompts are read slower",
+    "AVX512_VNNI": "prompts are read slower",
+    "AVX_VNNI": "prompts are read slower",
 }  # fmt: skip
 
 
@@ -142,8 +144,7 @@ def _library(seen: Examination) -> Iterator[Finding]:
     if seen.library.problem is not None:
         yield Finding("broken", f"llama.cpp cannot be used: {seen.library.problem}", "no model can be run", build)
         return
-    missing = sorted(seen.topology.features - seen.library.features, key=lambda name: name not in GAINS)
-    named = [name for name in missing if name in GAINS]
+    named = [name for name in GAINS if name in seen.topology.features - seen.library.features]  # the worst first
     if named:
         why = f"{', '.join(named)}: {GAINS[named[0]]}"
         yield Finding("slow", f"llama.cpp was built without {', '.join(named)}, which this CPU has", why, build)
@@ -203,7 +204,7 @@ def _speed(seen: Examination) -> Iterator[Finding]:
         yield Finding(
             "slow",
             f"the frequency of CPU {cpus} is capped below its top",
-            "prompt speed falls in proportion",
+            "prompts are read slower",
             f"cat /sys/devices/system/cpu/cpu{sensors.capped_cpus[0]}/cpufreq/cpuinfo_max_freq | sudo tee "
             "/sys/devices/system/cpu/cpufreq/policy*/scaling_max_freq",
         )

@@ -141,21 +141,28 @@ def _row_bytes(info: ModelInfo, n_ctx: int, flash_attention: bool | None) -> int
     before and after rotation; without flash attention also a score for each head and token of the context.
     """
     q, kv = info.n_heads * info.head_dim, info.n_heads_kv * max(info.head_dim, info.head_dim_v)
-    feed_forward = 3 * _widest_feed_forward(info) + 4 * info.n_embd
     attention = 2 * info.n_embd + 3 * q + 3 * kv
-    n_masks = 2 if info.key("attention.sliding_window") else 1
-    mask_bytes = 2 * n_ctx * n_masks
+    widest = max(_feed_forward(info), attention)
     if flash_attention is False:
-        return ROW_BYTES + max(4 * feed_forward + mask_bytes, 4 * (attention + n_ctx * (info.n_heads + n_masks)))
-    return ROW_BYTES + 4 * max(feed_forward, attention) + mask_bytes
+        return ROW_BYTES + max(4 * widest + 2 * n_ctx, 4 * (attention + n_ctx * (info.n_heads + 1)))
+    return ROW_BYTES + 4 * widest + 2 * n_ctx  # the mask, in f16
 
 
-def _widest_feed_forward(info: ModelInfo) -> int:
-    """Values that a row has in the feed-forward part; with experts, in those it uses."""
+def _feed_forward(info: ModelInfo) -> int:
+    """Values of one row; with experts, two for each place in those it uses, and for each of their results."""
+    dense = 3 * _dense_width(info) + 4 * info.n_embd
+    n_used, width = _experts(info)
+    return max(dense, 2 * n_used * (width + info.n_embd)) if n_used else dense
+
+
+def _dense_width(info: ModelInfo) -> int:
     widths = info.key("feed_forward_length")
-    dense = max((int(n) for n in widths), default=0) if isinstance(widths, tuple) else _whole(widths)
-    n_used = _whole(info.key("expert_used_count"))
-    return max(dense, n_used * (_whole(info.key("expert_feed_forward_length")) or dense))
+    return max((int(n) for n in widths), default=0) if isinstance(widths, tuple) else _whole(widths)
+
+
+def _experts(info: ModelInfo) -> tuple[int, int]:
+    """How many experts a row uses, and how wide they are."""
+    return _whole(info.key("expert_used_count")), _whole(info.key("expert_feed_forward_length")) or _dense_width(info)
 
 
 def _whole(value: object) -> int:
@@ -164,7 +171,8 @@ def _whole(value: object) -> int:
 
 def _work_bytes(info: ModelInfo, n_rows: int) -> int:
     """Rows quantised for the product with a matrix: one byte a value, and a scale for each 32."""
-    return n_rows * max(_widest_feed_forward(info), info.n_embd) * 9 // 8
+    n_used, width = _experts(info)
+    return n_rows * max(_dense_width(info), n_used * width, info.n_embd) * 9 // 8
 
 
 def _n_merges(info: ModelInfo) -> int:

@@ -6,7 +6,6 @@ Never loads it into this process: a library built for another CPU ends the proce
 import hashlib
 import json
 import signal
-import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cache
@@ -69,6 +68,8 @@ def devices() -> tuple[Device, ...]:
 @cache
 def ask() -> Answer:
     """What the library says when it is loaded, in a child process."""
+    import subprocess  # a plan mostly needs no child, and so pays nothing for it
+
     command = [sys.executable, "-m", "edge.engine.devices"]
     try:
         child = subprocess.run(command, cwd=PACKAGE_ROOT, capture_output=True, text=True, timeout=60, check=False)

@@ -111,7 +111,7 @@ def make_plan(
     record = tuned.load(info, topology) if use_tuned else None
     notes = []
     base = EngineSettings(str(info.path))
-    if record is not None:
+    if record is not None and record.changes():
         base = replace(base, **record.changes())  # type: ignore[arg-type] # names and types are EngineSettings' own
         notes.append("uses what edge tune measured to be best")
     n_ctx = wish.n_ctx_tokens or min(N_CTX_TOKENS, max(info.n_ctx_train, MIN_CTX_TOKENS))

@@ -6,7 +6,6 @@ stand in for this one. Knows nothing of models except how few threads a tiny one
 
 import contextlib
 import os
-import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -204,6 +203,8 @@ def from_sysctl(text: str) -> Topology:
 
 
 def _sysctl() -> str:
+    import subprocess  # Linux never pays for it
+
     try:
         return subprocess.run(["sysctl", "hw", "machdep.cpu"], capture_output=True, text=True, timeout=5).stdout
     except (OSError, subprocess.SubprocessError):

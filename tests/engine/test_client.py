@@ -201,6 +201,25 @@ def test_five_deaths_leave_it_down_with_the_reason(demo_model: Path, monkeypatch
     with_client(settings(demo_model), work)
 
 
+def test_a_library_for_another_cpu_is_not_started_again(demo_model: Path) -> None:
+    async def work(client: EngineClient) -> None:
+        running = client.generate(endless("1"))
+        await first_text(running)
+        assert client.pid is not None
+        os.kill(client.pid, signal.SIGILL)
+        with pytest.raises((EngineDiedError, EngineDownError)):
+            await collect(running)
+        while client.state != "down":
+            await asyncio.sleep(0.01)
+        assert client.n_deaths == 0
+        with pytest.raises(EngineDownError) as down:
+            await collect(client.generate(ask("late")))
+        assert "built for another CPU" in down.value.reason
+        assert "edge doctor" in down.value.reason
+
+    with_client(settings(demo_model), work)
+
+
 def test_a_model_that_cannot_be_loaded_is_an_error_not_a_death(tmp_path: Path) -> None:
     path = tmp_path / "bad.gguf"
     path.write_bytes(b"GGUF" + b"\0" * 60)
