@@ -29,6 +29,8 @@ _CONVERT = (
     "convert(Path(sys.argv[1]), sys.argv[3:], Path(sys.argv[2]), overwrite=True)"
 )
 SAMPLE_S = 0.02
+PARTS = ("Q4_0", "Q4_K_M", "both", "half")
+BARS = {"Q4_K_M": "≤ 0.66", "Q4_0": "≤ 0.20", "both": "≤ 1.15"}
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,9 @@ def measure(*words: object, folder: Path | None = None) -> Run:
 
 
 def _watch(pid: int, peak: list[int], done: threading.Event) -> None:
-    process = psutil.Process(pid)
     while not done.wait(SAMPLE_S):
         try:
-            memory = process.memory_info()
+            memory = psutil.Process(pid).memory_info()
         except psutil.Error:
             return
         peak[0] = max(peak[0], memory.rss - getattr(memory, "shared", 0))  # Linux: shared is what files back
@@ -125,8 +126,8 @@ def _told(run: Run) -> str:
     )
 
 
-def row(what: str, ours: str, other: str, ratio: float, bar: str) -> None:
-    click.echo(f"| {what} | {ours} | {other} | {ratio:.3f} | {bar} |")
+def row(what: str, ours: float, other: float, bar: str) -> None:
+    click.echo(f"| {what} | {ours:,.1f} | {other:,.1f} | {ours / other:.3f} | {bar} |")
 
 
 def warm(*checkpoints: Path | None) -> None:
@@ -156,41 +157,45 @@ def warm(*checkpoints: Path | None) -> None:
     "--scratch", type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="DIR",
     help="Where results go for a while.  [a temporary folder]",
 )  # fmt: skip
-def main(checkpoint: Path, upstream: Path | None, python: Path, half: Path | None, scratch: Path | None) -> None:
+@click.option(
+    "--only", multiple=True, type=click.Choice(PARTS), help="These rows; each is a run of some minutes.  [all]"
+)
+def main(
+    checkpoint: Path,
+    upstream: Path | None,
+    python: Path,
+    half: Path | None,
+    scratch: Path | None,
+    only: tuple[str, ...],
+) -> None:
     """Measure the converter on CHECKPOINT."""
     warm(checkpoint, half)
+    asked = only or PARTS
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         bench = Bench(checkpoint.absolute(), Path(folder), upstream and upstream.absolute(), python.absolute())
-        alone = bench.ours("Q4_K_M")
-        n_output_bytes = bench.n_output_bytes()
-        theirs = bench.theirs("Q4_K_M", "Q4_0") if upstream else {}
-        quick = bench.ours("Q4_0")
-        both = bench.ours("Q4_K_M", "Q4_0")
-        smaller = bench.ours("Q4_K_M", checkpoint=half.absolute()) if half else None
-    click.echo(f"{checkpoint.name}, {n_weight_bytes(checkpoint) / 1e9:.2f} GB, {bench.n_threads} cores\n")
-    click.echo("| what | ours | other | ratio | bar |\n|---|---|---|---|---|")
-    for name, run, bar in (("Q4_K_M", alone, "≤ 0.66"), ("Q4_0", quick, "≤ 0.20")):
-        if name in theirs:
-            other = theirs[name].wall_s
-            row(f"{name}, upstream's two steps, s", f"{run.wall_s:.1f}", f"{other:.1f}", run.wall_s / other, bar)
-    ratio = both.wall_s / alone.wall_s
-    row("both types, Q4_K_M alone, s", f"{both.wall_s:.1f}", f"{alone.wall_s:.1f}", ratio, "≤ 1.15")
-    peak = max(alone.n_anonymous_bytes, both.n_anonymous_bytes, quick.n_anonymous_bytes) / 1e6
-    row("anonymous memory at most, 300 MB", f"{peak:.0f}", "300", peak / 300, "≤ 1")
-    written, output = alone.n_written_bytes / 1e6, n_output_bytes / 1e6
-    row("written, output, MB", f"{written:,.1f}", f"{output:,.1f}", written / output, "≤ 1.01")
-    if smaller and half:
-        grown = n_weight_bytes(checkpoint) / n_weight_bytes(half)
-        ratio = alone.wall_s / smaller.wall_s
-        row(
-            f"layers x 2, bytes x {grown:.2f}: time, s, by that growth",
-            f"{alone.wall_s:.1f}",
-            f"{smaller.wall_s:.1f}",
-            ratio / grown,
-            "0.9 … 1.1",
-        )
-        ours, other = alone.n_anonymous_bytes / 1e6, smaller.n_anonymous_bytes / 1e6
-        row("layers x 2: anonymous memory, MB", f"{ours:.0f}", f"{other:.0f}", ours / other, "1")
+        click.echo(f"{checkpoint.name}, {n_weight_bytes(checkpoint) / 1e9:.2f} GB, {bench.n_threads} cores\n")
+        click.echo("| what | ours | other | ratio | bar |\n|---|---|---|---|---|")
+        runs = {"Q4_0": bench.ours("Q4_0")} if "Q4_0" in asked else {}
+        if {"Q4_K_M", "both", "half"} & set(asked):
+            runs["Q4_K_M"] = alone = bench.ours("Q4_K_M")
+            memory_rows(alone, bench.n_output_bytes())
+        if upstream and {"Q4_K_M", "Q4_0"} & set(asked):
+            types = [name for name in ("Q4_K_M", "Q4_0") if name in asked]
+            for name, theirs in bench.theirs(*types).items():
+                row(f"{name}, upstream's two steps, s", runs[name].wall_s, theirs.wall_s, BARS[name])
+        if "both" in asked:
+            row("both types, Q4_K_M alone, s", bench.ours("Q4_K_M", "Q4_0").wall_s, alone.wall_s, BARS["both"])
+        if half and "half" in asked:
+            smaller = bench.ours("Q4_K_M", checkpoint=half.absolute())
+            grown = n_weight_bytes(checkpoint) / n_weight_bytes(half)
+            row(f"layers x 2, bytes x {grown:.3f}: time, s", alone.wall_s, smaller.wall_s, f"{grown:.3f} ± 10 %")
+            sizes = alone.n_anonymous_bytes / 1e6, smaller.n_anonymous_bytes / 1e6
+            row("layers x 2: anonymous memory, MB", *sizes, "1")
+
+
+def memory_rows(run: Run, n_output_bytes: int) -> None:
+    row("anonymous memory at most, 300 MB", run.n_anonymous_bytes / 1e6, 300, "≤ 1")
+    row("written, output, MB", run.n_written_bytes / 1e6, n_output_bytes / 1e6, "≤ 1.01")
 
 
 def n_weight_bytes(checkpoint: Path) -> int:

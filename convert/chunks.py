@@ -49,9 +49,12 @@ class Reader:
         self._batch = self.llama.new_batch()
 
     def chunks(self, job: Json) -> list[Chunk]:
-        """The text job["text"] in at most job["n_chunks"] chunks. Raises TextError."""
+        """The text job["text"] in at most job["n_chunks"] chunks; job["control"]: control tokens are read in it.
+
+        Raises TextError.
+        """
         path, n_ctx = Path(job["text"]), int(job["n_ctx"])
-        tokens = self.llama.tokenize_document(read_text(path))
+        tokens = self.llama.tokenize_document(read_text(path), control=bool(job.get("control")))
         if len(tokens) < 2 * n_ctx:
             problem = f"has {len(tokens):,} tokens for this model, and two chunks of {n_ctx} are the least"
             raise TextError(path, problem, "name a longer text")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
@@ -22,11 +22,27 @@ if TYPE_CHECKING:
     from convert.plan import Plan
     from convert.recipes import Kind, Wishes
 
+
+class Bytes(click.ParamType[int]):
+    """4GB, 512MB, 1.5G or a plain number, in bytes."""
+
+    name = "size"
+    UNITS: ClassVar = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMG]?)B?", str(value).upper())
+        if not found:
+            self.fail(f"{value!r} is no size like 4GB", param, ctx)
+        return int(float(found[1]) * self.UNITS[found[2]])
+
+
 EXAMPLES = """\b
 Examples:
   edge convert DeepSeek-R1-Distill-Qwen-1.5B
   edge convert DeepSeek-R1-Distill-Qwen-1.5B -t Q4_K_M -t Q8_0 -o /models
   edge convert Qwen2.5-0.5B-Instruct -t Q4_K_M --dry-run
+  edge convert Qwen2.5-0.5B-Instruct --auto --ram 4GB --min-top1 0.95
+  edge convert Qwen2.5-0.5B-Instruct -t Q4_K_M --passport
   edge convert Qwen2.5-0.5B-Instruct -t Q4_0 --imatrix qwen.imatrix.gguf --tensor-type ffn_down=q4_0
 """
 
@@ -57,6 +73,27 @@ Examples:
 @click.option(
     "--dry-run", is_flag=True, help="Print each tensor, its type and sizes, and the time expected; make nothing."
 )
+@click.option(
+    "--passport", is_flag=True,
+    help="Measure each result against the checkpoint's own precision; FILE.passport.md and .json tell what it lost.",
+)  # fmt: skip
+@click.option(
+    "--auto", is_flag=True, help="Make the smallest type that fits --ram and keeps --min-top1, found by trying."
+)
+@click.option(
+    "--ram", "n_ram_bytes", type=Bytes(), default="4GB", show_default=True, metavar="SIZE", help="The board's."
+)
+@click.option(
+    "--min-top1", "min_same_top", type=click.FloatRange(0, 1), default=0.95, show_default=True, metavar="SHARE",
+    help="How often the result has to think the same token the likeliest as the checkpoint does.",
+)  # fmt: skip
+@click.option(
+    "--text", type=click.Path(path_type=Path), metavar="FILE",
+    help="What --passport and --auto read.  [24 replies that the model writes itself]",
+)  # fmt: skip
+@click.option(
+    "--tasks", multiple=True, metavar="TASK", help="Right answers for the passport: `sums`, or a file of JSON lines."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 def convert(
     src: Path,
@@ -69,6 +106,12 @@ def convert(
     embedding_kind: str | None,
     pure: bool,
     dry_run: bool,
+    passport: bool,
+    auto: bool,
+    n_ram_bytes: int,
+    min_same_top: float,
+    text: Path | None,
+    tasks: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Convert the Hugging Face checkpoint in folder SRC to GGUF, named SRC-TYPE.gguf.
@@ -79,6 +122,11 @@ def convert(
     """
     from convert import pipeline
 
+    if auto:
+        chosen = _choose(src, out, n_ram_bytes, min_same_top, text, imatrix, force=force, as_json=as_json)
+        if passport:
+            _issue(src, [chosen], text, tasks, imatrix, force=force)
+        return
     wishes = _wishes(patterns, output_kind, embedding_kind, pure)
     if dry_run:
         made = pipeline.dry_run(src, types, out, wishes=wishes, imatrix=imatrix)
@@ -88,7 +136,52 @@ def convert(
         made_files = pipeline.convert(
             src, types, out, progress=progress, overwrite=force, wishes=wishes, imatrix=imatrix
         )
+    if passport:
+        _issue(src, [file.path for file in made_files], text, tasks, imatrix, force=force)
     _print_json([asdict(file) for file in made_files]) if as_json else _print_table(made_files)
+
+
+def _choose(
+    src: Path,
+    out: Path | None,
+    n_ram_bytes: int,
+    min_same_top: float,
+    text: Path | None,
+    imatrix: Path | None,
+    *,
+    force: bool,
+    as_json: bool,
+) -> Path:
+    from convert import choose
+    from convert.bar import progress
+
+    with progress() as report:
+        choice = choose.choose(
+            src, out or Path.cwd(), n_ram_bytes=n_ram_bytes, min_same_top=min_same_top, text=text, imatrix=imatrix,
+            overwrite=force, report=report,
+        )  # fmt: skip
+    if as_json:
+        click.echo(choose.document(choice))
+        return choice.path
+    click.echo(f"{'type':8}{'MB':>8}{'MB of RAM':>11}{'top 1':>8}  verdict")
+    for trial in choice.trials:
+        same = "" if trial.same_top is None else f"{trial.same_top:.3f}"
+        sizes = f"{trial.n_bytes / 1e6:8,.0f}{trial.n_memory_bytes / 1e6:11,.0f}"
+        click.echo(f"{trial.type:8}{sizes}{same:>8}  {trial.verdict}")
+    click.echo(choice.path)
+    return choice.path
+
+
+def _issue(
+    src: Path, models: list[Path], text: Path | None, tasks: tuple[str, ...], imatrix: Path | None, *, force: bool
+) -> None:
+    from convert import passport
+    from convert.bar import progress
+
+    with progress() as report:
+        made = passport.issue(src, models, text=text, tasks=tasks, imatrix=imatrix, overwrite=force, report=report)
+    for path in made:
+        click.echo(path, err=True)
 
 
 def _wishes(patterns: tuple[str, ...], output: str | None, embedding: str | None, pure: bool) -> Wishes:

@@ -30,13 +30,14 @@ def collect(
     dataset: str | None = None,
     n_ctx: int = N_CTX_TOKENS,
     n_chunks: int | None = None,
+    control: bool = False,
     overwrite: bool = False,
     n_threads: int | None = None,
     report: Report = silent,
 ) -> Matrix:
     """Write the importance matrix of a model, MODEL.imatrix.gguf beside it if no place is named. Raises EdgeError.
 
-    dataset: what the file says the text is; None: the text's name.
+    dataset: what the file says the text is; None: the text's name. control: control tokens are read in the text.
     """
     read_model_info(model)  # refuses in this process what a child might die of
     out = (out or model.with_name(f"{model.name.removesuffix('.gguf')}.imatrix.gguf")).absolute()
@@ -50,6 +51,7 @@ def collect(
         "n_ctx": n_ctx,
         "n_chunks": n_chunks,
         "n_threads": n_threads,
+        "control": control,
         "out": str(out),
         "overwrite": overwrite,
         "dataset": dataset or text.name,

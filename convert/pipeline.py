@@ -130,6 +130,13 @@ def dry_run(
         return plan(checkpoint, types, out_dir or Path.cwd(), wishes=wishes, importance=importance)
 
 
+def own_type(src: Path) -> str:
+    """The type that holds a checkpoint's weights as they are: what others of it are compared with."""
+    with Checkpoint.open(src) as checkpoint:
+        dtypes = {tensor.dtype for tensor in checkpoint.tensors.values() if len(tensor.shape) > 1}
+    return dtypes.pop() if dtypes in ({"BF16"}, {"F16"}) else "F32"
+
+
 def _make_folder(stack: ExitStack, folder: Path) -> None:
     """Make the target folder if it is not there; it is taken away again if nothing comes to lie in it."""
     if folder.exists():

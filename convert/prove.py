@@ -6,15 +6,12 @@ Nothing but click is imported until a command runs.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from convert.child import Report
     from convert.quality import Quality
     from convert.tasks import Score
 
@@ -25,6 +22,10 @@ CTX = click.option(
     help="Tokens in a chunk of text; llama.cpp's tools have the same default.",
 )  # fmt: skip
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+CONTROL = click.option(
+    "--parse-special", "control", is_flag=True,
+    help="Read control tokens such as <|im_end|> in the text; replies of a model are always read so.",
+)  # fmt: skip
 QUESTIONS = click.option(
     "--questions", metavar="TASK", help="What it replies to: `sums`, or a task file.  [a mixture of 24]"
 )
@@ -52,6 +53,7 @@ Examples:
     help="Let REF write N replies, and measure on those.  [24, where no --text and no --tasks is named]",
 )  # fmt: skip
 @QUESTIONS
+@CONTROL
 @click.option(
     "--chunks", type=click.IntRange(1), default=20, show_default=True, metavar="N", help="Read at most N chunks."
 )
@@ -70,6 +72,7 @@ def quality(
     text: Path | None,
     replies: int | None,
     questions: str | None,
+    control: bool,
     chunks: int,
     ctx: int,
     tasks: tuple[str, ...],
@@ -84,7 +87,8 @@ def quality(
     what is stopped goes on where it was.
     """
     from convert import quality as measures
-    from convert.replies import grade, written
+    from convert.bar import progress
+    from convert.replies import N_REPLIES, grade, written
 
     if text and replies:
         raise click.UsageError("--text or --replies, not both")
@@ -92,8 +96,11 @@ def quality(
     scores = []
     with progress() as report:
         if text or replies or not tasks:
-            text = text or written(against or model, replies or 24, task=questions, n_threads=threads, report=report)
-            found = measures.measure(model, against, measures.Reading(text, ctx, chunks, threads), report)
+            control = control or not text
+            text = text or written(
+                against or model, replies or N_REPLIES, task=questions, n_threads=threads, report=report
+            )
+            found = measures.measure(model, against, measures.Reading(text, ctx, chunks, threads, control), report)
         for task in tasks:
             score, _ = grade(model, task, checker=checker, n_questions=n_questions, n_threads=threads, report=report)
             scores.append(score)
@@ -140,6 +147,7 @@ def _fact(score: Score) -> tuple[str, str]:
     "--self", "n_replies", type=click.IntRange(2, 10_000), metavar="N", help="Or N replies that it writes itself."
 )
 @QUESTIONS
+@CONTROL
 @click.option("--chunks", type=click.IntRange(1), metavar="N", help="Read at most N chunks.  [all]")
 @CTX
 @click.option("-o", "--out", type=FILE, metavar="FILE", help="[MODEL.imatrix.gguf beside MODEL]")
@@ -151,6 +159,7 @@ def imatrix(
     text: Path | None,
     n_replies: int | None,
     questions: str | None,
+    control: bool,
     chunks: int | None,
     ctx: int,
     out: Path | None,
@@ -162,6 +171,7 @@ def imatrix(
 
     MODEL should be the F16 or BF16 one. The file is that of llama-imatrix, and so are its numbers.
     """
+    from convert.bar import progress
     from convert.imatrix import collect
     from convert.replies import written
 
@@ -172,28 +182,10 @@ def imatrix(
         text = text or written(model, n_replies or 0, task=questions, n_threads=threads, report=report)
         made = collect(
             model, text, out, dataset=dataset, n_ctx=ctx, n_chunks=chunks,
-            overwrite=force, n_threads=threads, report=report,
+            control=control or bool(n_replies), overwrite=force, n_threads=threads, report=report,
         )  # fmt: skip
     if as_json:
         document: dict[str, Any] = {**vars(made), "path": str(made.path), "model": str(made.model)}
         click.echo(json.dumps(document, indent=1, ensure_ascii=False))
     else:
         click.echo(f"{made.path}: {made.n_tensors} tensors from {made.n_chunks} chunks of {made.dataset}")
-
-
-@contextmanager
-def progress() -> Iterator[Report]:
-    """A bar with the time left on stderr, where a person looks at it; a new one for each phase."""
-    from rich import progress as rich
-    from rich.console import Console
-
-    columns = (rich.TextColumn("{task.description}"), rich.BarColumn(), rich.TaskProgressColumn())
-    with rich.Progress(*columns, rich.TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
-        tasks: dict[str, rich.TaskID] = {}
-
-        def show(phase: str, n_done: int, n_total: int) -> None:
-            if phase not in tasks:
-                tasks[phase] = bar.add_task(phase, total=n_total)
-            bar.update(tasks[phase], completed=n_done, total=n_total)
-
-        yield show

@@ -34,6 +34,7 @@ class Reading:
     n_ctx: int = N_CTX_TOKENS
     n_chunks: int | None = N_CHUNKS
     n_threads: int | None = None
+    control: bool = False  # text such as <|im_end|> is its control token; llama.cpp's tools: --parse-special
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Quality:
 def measure(model: Path, against: Path | None, reading: Reading, report: Report = silent) -> Quality:
     """Measure `model` on a text, against a reference if there is one. Raises EdgeError. What was stopped goes on."""
     _check(model, against)
-    key = _digest(reading.text, report) + f"-{reading.n_ctx}"
+    key = _digest(reading.text, report) + f"-{reading.n_ctx}" + ("-control" if reading.control else "")
     if against is None:
         n_chunks, scores = _evaluate("surprise", model, reading, _place(f"{key}-{_digest(model, report)}"), report)
         surprise = np.concatenate([np.frombuffer(record) for record in scores])
@@ -88,6 +89,7 @@ def _evaluate(
         "n_ctx": reading.n_ctx,
         "n_chunks": reading.n_chunks,
         "n_threads": reading.n_threads,
+        "control": reading.control,
         "records": str(path),
         **more,
     }

@@ -1,6 +1,7 @@
 """A model's replies to many questions, several at a time: graded, or joined to a text to calibrate and measure with."""
 
 import asyncio
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import cycle, islice
@@ -14,9 +15,11 @@ from edge.chat import Conversation, chat_template
 from edge.config import EngineSettings, Sampling
 from edge.engine.client import EngineClient
 from edge.engine.protocol import Done, Text
+from edge.engine.reasoning import CLOSING, OPEN, opens_thought
 from edge.model.gguf import read_model_info
 
 N_SLOTS = 8
+N_REPLIES = 24  # in a text where nobody says how many
 SEED = 20251  # of the first reply of a text
 
 
@@ -30,9 +33,9 @@ class Budget:
 
 @dataclass(frozen=True)
 class Reply:
-    """cut: the thought or the answer came to the end of its budget."""
+    """prompt: the question in the model's template. cut: the thought or the answer came to the end of its budget."""
 
-    question: str
+    prompt: str
     thought: str
     answer: str
     cut: bool
@@ -85,13 +88,21 @@ async def _replies(
                 cut = event.finish_reason == "length" or event.n_thought_tokens >= budget.max_thought_tokens
         n_done += 1
         report(f"ask {model.name}", n_done, len(questions))
-        return Reply(question, said["thought"], said["answer"], cut)
+        prompt = "".join(text for text, _ in request.segments)
+        return Reply(prompt, said["thought"], said["answer"], cut)
 
     try:
         await client.start()
         return list(await asyncio.gather(*(reply(i, question) for i, question in enumerate(questions))))
     finally:
         await client.close()
+
+
+def _whole(reply: Reply) -> str:
+    if not reply.thought:
+        return reply.prompt + reply.answer
+    opening = "" if opens_thought(reply.prompt) else f"{OPEN}\n"
+    return f"{reply.prompt}{opening}{reply.thought}{CLOSING}{reply.answer}"
 
 
 def grade(
@@ -116,18 +127,21 @@ def grade(
 def written(
     model: Path, n: int, *, task: str | None = None, n_threads: int | None = None, report: Report = silent
 ) -> Path:
-    """A text of n questions, thoughts and answers, with nothing of the template; kept in the cache folder.
+    """A text of n questions, thoughts and answers as the model met them, control tokens spelled out; kept in the cache.
 
-    It is what the model will be used for. task: where the questions come from; None: a mixture of ours.
+    task: where the questions come from; None: a mixture of ours.
     """
-    path = cached(model, f"{n}-replies-{tasks.name(task) if task else 'mixture'}.txt", report)
+    asked = [question.text for question in tasks.read(task)] if task else tasks.MIXTURE
+    asked = list(islice(cycle(asked), n))
+    digest = hashlib.sha256("\0".join(asked).encode("utf-8", "replace")).hexdigest()[:16]
+    path = cached(model, f"{digest}-replies.txt", report)
     if not path.exists():
-        asked = [question.text for question in tasks.read(task)] if task else tasks.MIXTURE
-        sampling = Sampling(seed=SEED).updated(read_model_info(model).sampling)
-        found = replies(model, list(islice(cycle(asked), n)), sampling, n_threads=n_threads, report=report)
-        text = "\n\n".join("\n".join(filter(None, (one.question, one.thought, one.answer))) for one in found)
+        info = read_model_info(model)
+        sampling = Sampling(seed=SEED).updated(info.sampling)
+        found = replies(model, asked, sampling, n_threads=n_threads, report=report)
+        text = "".join(_whole(reply) + (info.eos_text or "\n") for reply in found)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        partial.write_text(text + "\n", encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
         partial.replace(path)
     return path

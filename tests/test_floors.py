@@ -112,12 +112,14 @@ FLOORS = {
     "convert/records.py": 1,
     "convert/tasks.py": 1,
     "convert/child.py": 2,
+    "convert/bar.py": 3,
     "convert/chunks.py": 3,
     "convert/imatrix.py": 3,
     "convert/quality.py": 3,
     "convert/collect.py": 4,
     "convert/evaluate.py": 4,
     "convert/replies.py": 4,
+    "convert/choose.py": 5,
     "convert/passport.py": 5,
     "convert/prove.py": 6,
     "convert/card.py": 3,
@@ -138,6 +140,7 @@ FLOORS = {
     "benchmarks/harness.py": 5,
     "benchmarks/cli.py": 6,
     "benchmarks/demo.py": 7,
+    "benchmarks/passport.py": 7,
 }
 NATIVE_DOOR = "edge/engine/llama.py"
 QUANTISER_DOOR = "convert/quantize.py"

@@ -407,9 +407,9 @@ class Llama:
                     plain = ""
         return tokens + self.tokenize(plain, control=False)
 
-    def tokenize_document(self, text: str) -> list[int]:
-        """Token ids of a text as llama.cpp's own tools read a file: the model's BOS in front, no control tokens."""
-        return self._tokenize(text, control=False, special=True)
+    def tokenize_document(self, text: str, *, control: bool) -> list[int]:
+        """Token ids of a text as llama.cpp's own tools read a file: the model's BOS in front."""
+        return self._tokenize(text, control=control, special=True)
 
     @property
     def chunk_start(self) -> int | None:
