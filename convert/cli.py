@@ -18,6 +18,7 @@ import click
 from edge.config import QUANT_TYPES
 
 if TYPE_CHECKING:
+    from convert.checkpoint import Checkpoint
     from convert.pipeline import Conversion, Progress
     from convert.plan import Plan
     from convert.recipes import Kind, Wishes
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 EXAMPLES = """\b
 Examples:
   edge convert DeepSeek-R1-Distill-Qwen-1.5B
+  edge convert deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B -t Q4_K_M
   edge convert DeepSeek-R1-Distill-Qwen-1.5B -t Q4_K_M -t Q8_0 -o /models
   edge convert Qwen2.5-0.5B-Instruct -t Q4_K_M --dry-run
   edge convert Qwen2.5-0.5B-Instruct -t Q4_0 --imatrix qwen.imatrix.gguf --tensor-type ffn_down=q4_0
@@ -32,7 +34,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("src", type=click.Path(path_type=Path))
+@click.argument("src")
 @click.option(
     "-t", "--type", "types", multiple=True, default=QUANT_TYPES, show_default=True, metavar="TYPE",
     help="What to make: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, Q4_1, Q4_0, IQ4_NL or IQ4_XS. "
@@ -59,7 +61,7 @@ Examples:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 def convert(
-    src: Path,
+    src: str,
     types: tuple[str, ...],
     out: Path | None,
     force: bool,
@@ -71,24 +73,44 @@ def convert(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Convert the Hugging Face checkpoint in folder SRC to GGUF, named SRC-TYPE.gguf.
+    """Convert the Hugging Face checkpoint SRC, a folder or OWNER/REPO on the hub, to GGUF, named SRC-TYPE.gguf.
 
     Reads config.json, tokenizer.json and *.safetensors; runs nothing from the checkpoint. A result appears only when
     it is whole; what is stopped or fails leaves nothing behind. Beside each lies SRC-TYPE.gguf.json, which says what
-    it was made of and its SHA-256.
+    it was made of and its SHA-256. From the hub the weights come as a stream and never lie on this disk; stopped, the
+    same command goes on with the tensors that are missing.
     """
     from convert import pipeline
 
     wishes = _wishes(patterns, output_kind, embedding_kind, pure)
+    source = _source(src)
     if dry_run:
-        made = pipeline.dry_run(src, types, out, wishes=wishes, imatrix=imatrix)
+        made = pipeline.dry_run(source, types, out, wishes=wishes, imatrix=imatrix)
         _print_json(_plan_document(made)) if as_json else _print_plan(made)
         return
     with _bar() as progress:
         made_files = pipeline.convert(
-            src, types, out, progress=progress, overwrite=force, wishes=wishes, imatrix=imatrix
+            source, types, out, progress=progress, overwrite=force, wishes=wishes, imatrix=imatrix
         )
+    for name in getattr(source, "unhashed", []):
+        click.echo(f"{name} was read in several runs; its hash as a whole could not be checked", err=True)
     _print_json([asdict(file) for file in made_files]) if as_json else _print_table(made_files)
+
+
+def _source(src: str) -> Path | Checkpoint:
+    """A folder, or a checkpoint on the hub if no such folder is there and SRC has the form of a name."""
+    from edge.model.names import parse
+
+    name = None if Path(src).exists() else parse(src)
+    if name is None:
+        return Path(src)
+    from convert.remote import RemoteCheckpoint
+    from edge.model.hub import Hub
+
+    if name.quant or name.file:
+        raise click.BadParameter(f"name the repository alone, and the types with -t: {name.repo_id}", param_hint="SRC")
+    hub = Hub.from_environment(notice=lambda text: click.echo(text, err=True))
+    return RemoteCheckpoint.look_up(hub, name.repo_id, name.revision)
 
 
 def _wishes(patterns: tuple[str, ...], output: str | None, embedding: str | None, pure: bool) -> Wishes:

@@ -4,20 +4,17 @@ Holds no dates and no paths of this machine: the same checkpoint and the same to
 """
 
 import json
-import re
 from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint import Checkpoint, read_text
+from convert.checkpoint import Checkpoint
 from convert.importance import ImportanceMatrix
 from edge import __version__
-from edge.errors import CheckpointError
 
 FORMAT = 1
-_REVISION, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -30,9 +27,9 @@ class Origin:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, name: str) -> "Origin":
-        records = {path: _hub_record(path) for path in checkpoint.files}
-        revisions = {revision for revision, _ in records.values()}
-        files = tuple((path.name, path.stat().st_size, sha256) for path, (_, sha256) in sorted(records.items()))
+        records = {path: checkpoint.record(path) for path in checkpoint.shards}
+        revisions = {revision for revision, _, _ in records.values()}
+        files = tuple((path.name, n_bytes, sha256) for path, (_, sha256, n_bytes) in sorted(records.items()))
         return cls(name, revisions.pop() if len(revisions) == 1 else None, files)
 
 
@@ -70,27 +67,14 @@ def manifest(
         "imatrix": None
         if importance is None
         else {"name": importance.path.name, "datasets": list(importance.datasets), "n_chunks": importance.n_chunks},
-        "tool": {"edge-gguf": __version__, "llama-cpp-python": _version("llama-cpp-python")},
+        "tool": tools(),
     }
     return (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode(errors="replace")
 
 
-def _hub_record(path: Path) -> tuple[str | None, str | None]:
-    """Revision and SHA-256 of a file, from what the Hugging Face client leaves beside it: names, or a small text."""
-    folder = path.parent.resolve()
-    if folder.parent.name == "snapshots":  # the cache: snapshots/REVISION/NAME is a link to ../../blobs/SHA256
-        return _matching(_REVISION, folder.name), _matching(_SHA256, path.resolve().name)
-    record = folder / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"  # download into a folder
-    try:
-        lines = read_text(record, n_bytes_max=1000).split("\n")
-    except CheckpointError:
-        return None, None
-    revision, digest, *_ = [*lines, "", ""]
-    return _matching(_REVISION, revision), _matching(_SHA256, digest)
-
-
-def _matching(pattern: re.Pattern[str], text: str) -> str | None:
-    return text if pattern.fullmatch(text) else None
+def tools() -> dict[str, str | None]:
+    """What the bytes of a result depend on beside its source."""
+    return {"edge-gguf": __version__, "llama-cpp-python": _version("llama-cpp-python")}
 
 
 def _version(package: str) -> str | None:

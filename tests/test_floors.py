@@ -69,6 +69,8 @@ FLOORS = {
     "convert/vocab.py": 2,
     "convert/plan.py": 3,
     "convert/pipeline.py": 4,
+    "convert/journal.py": 1,
+    "convert/remote.py": 5,
     "convert/imatrix.py": 3,
     "convert/quality.py": 3,
     "convert/card.py": 3,
