@@ -289,7 +289,9 @@ def shard_names(folder: Path, names: list[str]) -> tuple[list[str], Json | None]
     return shards, None
 
 
-def read_tensors(folder: Path, shards: Mapping[Path, tuple[ReadAt, int]], index: Json | None) -> dict[str, SourceTensor]:
+def read_tensors(
+    folder: Path, shards: Mapping[Path, tuple[ReadAt, int]], index: Json | None
+) -> dict[str, SourceTensor]:
     """The tensors of all shards, each given by a reader and its length in bytes; checked against the index."""
     tensors: dict[str, SourceTensor] = {}
     for shard, (read_at, n_bytes) in shards.items():

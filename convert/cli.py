@@ -34,7 +34,7 @@ Examples:
 
 
 @click.command(epilog=EXAMPLES)
-@click.argument("src")
+@click.argument("src", type=click.Path(path_type=Path))
 @click.option(
     "-t", "--type", "types", multiple=True, default=QUANT_TYPES, show_default=True, metavar="TYPE",
     help="What to make: F32, F16, BF16, Q8_0, Q6_K, Q5_K_M, Q5_K_S, Q4_K_M, Q4_K_S, Q4_1, Q4_0, IQ4_NL or IQ4_XS. "
@@ -61,7 +61,7 @@ Examples:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of a table.")
 def convert(
-    src: str,
+    src: Path,
     types: tuple[str, ...],
     out: Path | None,
     force: bool,
@@ -97,13 +97,13 @@ def convert(
     _print_json([asdict(file) for file in made_files]) if as_json else _print_table(made_files)
 
 
-def _source(src: str) -> Path | Checkpoint:
+def _source(src: Path) -> Path | Checkpoint:
     """A folder, or a checkpoint on the hub if no such folder is there and SRC has the form of a name."""
     from edge.model.names import parse
 
-    name = None if Path(src).exists() else parse(src)
+    name = None if src.exists() else parse(re.sub(r"^(hf|https?):/(?!/)", r"\1://", str(src)))
     if name is None:
-        return Path(src)
+        return src
     from convert.remote import RemoteCheckpoint
     from edge.model.hub import Hub
 

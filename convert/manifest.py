@@ -4,15 +4,17 @@ Holds no dates and no paths of this machine: the same checkpoint and the same to
 """
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint import Checkpoint
+from convert.checkpoint import Checkpoint, read_text_if_there
 from convert.importance import ImportanceMatrix
 from edge import __version__
+from edge.errors import CheckpointError
 
 FORMAT = 1
 
@@ -24,13 +26,16 @@ class Origin:
     name: str
     revision: str | None
     files: tuple[tuple[str, int, str | None], ...]  # name, bytes, SHA-256 if the hub told it
+    repo_id: str | None = None
+    licence: str | None = None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, name: str) -> "Origin":
         records = {path: checkpoint.record(path) for path in checkpoint.shards}
         revisions = {revision for revision, _, _ in records.values()}
         files = tuple((path.name, n_bytes, sha256) for path, (_, sha256, n_bytes) in sorted(records.items()))
-        return cls(name, revisions.pop() if len(revisions) == 1 else None, files)
+        revision = revisions.pop() if len(revisions) == 1 else None
+        return cls(name, revision, files, _repo_id(checkpoint.path), _licence(checkpoint.path))
 
 
 def manifest_path(model: Path) -> Path:
@@ -61,6 +66,8 @@ def manifest(
         "tensor_types": dict(sorted(tensor_types.items())),
         "source": {
             "name": origin.name,
+            "repo_id": origin.repo_id,
+            "licence": origin.licence,
             "revision": origin.revision,
             "files": [{"name": name, "n_bytes": n, "sha256": digest} for name, n, digest in origin.files],
         },
@@ -75,6 +82,26 @@ def manifest(
 def tools() -> dict[str, str | None]:
     """What the bytes of a result depend on beside its source."""
     return {"edge-gguf": __version__, "llama-cpp-python": _version("llama-cpp-python")}
+
+
+def _repo_id(folder: Path) -> str | None:
+    """OWNER/REPO of a folder in the Hugging Face cache: models--OWNER--REPO/snapshots/REVISION."""
+    folder = folder.absolute()
+    owner, _, repo = folder.parents[1].name.removeprefix("models--").partition("--")
+    return f"{owner}/{repo}" if folder.parent.name == "snapshots" and repo else None
+
+
+def _licence(folder: Path) -> str | None:
+    """What the model card's head, between two lines of ---, calls the licence."""
+    try:
+        text = read_text_if_there(folder, "README.md", n_bytes_max=1 << 20) or ""
+    except CheckpointError:
+        return None
+    head = text.split("\n---", 1)[0] if text.startswith("---") else ""
+    for key in ("license_name", "license"):
+        if found := re.search(rf"""^{key}: *["']?([A-Za-z0-9][A-Za-z0-9._ -]{{0,60}}?)["']? *$""", head, re.M):
+            return found[1]
+    return None
 
 
 def _version(package: str) -> str | None:

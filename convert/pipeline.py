@@ -92,7 +92,9 @@ def convert(
         # 4. stream
         files = [_open(stack, file.path, file.n_bytes, is_resumable=checkpoint.is_remote) for file in made.files]
         manifests = [_open(stack, manifest_path(file.path), 0) for file in made.files]
-        journals = [stack.enter_context(_journal(checkpoint, made, file)) for file in made.files if checkpoint.is_remote]
+        journals = [
+            stack.enter_context(_journal(checkpoint, made, file)) for file in made.files if checkpoint.is_remote
+        ]
         try:
             _stream(checkpoint, made, files, journals, progress, stop)
         except CheckpointError:  # another try would come to the same end
@@ -115,7 +117,10 @@ def convert(
         for journal in journals:
             journal.remove()
         seconds = time.perf_counter() - start
-        return [_conversion(made, file, sha256, checkpoint.path, seconds) for file, sha256 in zip(made.files, hashes, strict=True)]
+        return [
+            _conversion(made, file, sha256, checkpoint.path, seconds)
+            for file, sha256 in zip(made.files, hashes, strict=True)
+        ]
 
 
 @contextmanager

@@ -109,7 +109,7 @@ def test_a_stream_that_breaks_goes_on(hub, server, source, out, tmp_path):
 def test_a_wrong_byte_is_found_out_and_leaves_nothing(hub, server, source, out):
     checkpoint = RemoteCheckpoint.look_up(hub, NAME)
     server.faults += [Fault(), Fault(flip=True)]
-    with pytest.raises(CheckpointError, match="another hash|NaN|too large"):
+    with pytest.raises(CheckpointError, match=r"another hash|NaN|too large"):
         pipeline.convert(checkpoint, ["Q4_K_M"], out)
     assert list(out.iterdir()) == []
 
