@@ -1,4 +1,4 @@
-"""A Hugging Face checkpoint on disk: config.json and lazily read safetensors. Knows nothing of GGUF or architectures.
+"""A Hugging Face checkpoint: config.json and lazily read safetensors. Knows nothing of GGUF or architectures.
 
 Every number in a header is checked against the length of its file before it is used: a checkpoint comes from a
 stranger. Only JSON and raw numbers are read; code and pickles in the folder are never opened.
@@ -9,7 +9,7 @@ import os
 import re
 import stat
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from edge.errors import CheckpointError
 
 Json = dict[str, Any]
+ReadAt = Callable[[int, int], bytes]  # (offset, n) -> n bytes, fewer only where the file ends
 
 # Parsed JSON takes up to 20 times its text, so the limits are near what the largest files in the field have.
 N_HEADER_BYTES_MAX = 16_000_000  # 20 000 tensors; the format's own limit is 100 MB
@@ -29,6 +30,7 @@ N_JSON_BYTES_MAX = 8_000_000
 N_TENSORS_MAX = 20_000  # a dense 126-layer model has 1138
 N_DIMENSIONS_MAX = 4
 NAME = re.compile(r"[A-Za-z0-9_.\-]{1,256}")
+_REVISION, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 WIDTHS = {  # bytes per number of each safetensors dtype
     "F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1,
     "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U64": 8, "U32": 4, "U16": 2, "U8": 1, "BOOL": 1,
@@ -60,9 +62,13 @@ class SourceTensor:
 class Checkpoint:
     """An opened checkpoint: `config`, `tensors` by name, and their values a few rows at a time.
 
+    is_remote: the shards lie elsewhere; their bytes come by `stream`, and `read` is not for them.
+
     Values are read with `preadv`, not through a memory map: a shard that shrinks or an SD card that fails under us
     is then an error that names the file, where a map would end the process with SIGBUS.
     """
+
+    is_remote = False
 
     def __init__(self, path: Path, config: Json, tensors: Mapping[str, SourceTensor], files: dict[Path, int]) -> None:
         self.path = path
@@ -88,28 +94,22 @@ class Checkpoint:
         # 2. the configuration
         config = read_json(path, "config.json")
         # 3. the shards
-        shards, weight_map = _shards(path)
+        names, weight_map = shard_names(path, sorted(entry.name for entry in path.iterdir()))
         files: dict[Path, int] = {}
         try:
-            tensors: dict[str, SourceTensor] = {}
-            for shard in shards:
+            for name in names:
+                shard = _plain_file(path, name)
+                assert shard is not None
                 files[shard] = _open_regular(shard)
-                for tensor in _read_header(shard, files[shard]):
-                    if tensor.name in tensors:
-                        other = tensors[tensor.name].path.name
-                        raise CheckpointError(shard, f"tensor {tensor.name} is in {other} too", _DOWNLOAD_AGAIN)
-                    tensors[tensor.name] = tensor
-                if len(tensors) > N_TENSORS_MAX:
-                    raise CheckpointError(shard, f"more than {N_TENSORS_MAX} tensors", _NOT_A_MODEL)
-            if weight_map is not None:
-                _check_index(path, weight_map, tensors)
-            return cls(path, config, tensors, files)
+            sources = {shard: _reader(descriptor) for shard, descriptor in files.items()}
+            return cls(path, config, read_tensors(path, sources, weight_map), files)
         except BaseException:
             _close_all(files)
             raise
 
     @property
     def files(self) -> tuple[Path, ...]:
+        """The shards that lie on this machine."""
         return tuple(self._files)
 
     def read(self, tensor: SourceTensor, first_row: int, n_rows: int, out: NDArray[np.float32]) -> None:
@@ -117,17 +117,13 @@ class Checkpoint:
         assert tensor.dtype in FLOATS
         assert out.shape == (n_rows, tensor.n_columns)
         assert 0 <= first_row <= first_row + n_rows <= tensor.n_rows
-        width = WIDTHS[tensor.dtype]
-        offset = tensor.offset + first_row * tensor.n_columns * width
+        offset = tensor.offset + first_row * tensor.n_columns * WIDTHS[tensor.dtype]
         if tensor.dtype == "F32":
             self._read_bytes(tensor, out.data.cast("B"), offset)
             return
         raw = np.empty(out.shape, np.uint16)
         self._read_bytes(tensor, raw.data.cast("B"), offset)
-        if tensor.dtype == "F16":
-            out[...] = raw.view(np.float16)
-        else:  # bf16 is the upper half of a float32
-            np.left_shift(raw, np.uint32(16), out=out.view(np.uint32), dtype=np.uint32)
+        decode(tensor.dtype, raw.data.cast("B"), out)
 
     def rows(self, name: str, first_row: int = 0, n_rows: int | None = None) -> NDArray[np.float32]:
         """Some rows of one tensor as float32 (n_rows, n_columns)."""
@@ -146,6 +142,24 @@ class Checkpoint:
                 raise CheckpointError(path, f"cannot be read any more ({error.strerror})", _CONVERT_AGAIN) from error
             if now != stamp:
                 raise CheckpointError(path, "has changed during the conversion", _CONVERT_AGAIN)
+
+    def stream(
+        self, places: Sequence[tuple[str, int, int]], check: Callable[[], None], *, is_whole: bool
+    ) -> Iterator[bytearray]:
+        """Yield the bytes at each place (shard, from, to), given in the order of the source. Only of a remote one.
+
+        check: called often, may raise. is_whole: the places are all that is wanted of the shards, so that each can be
+        read to its end and its hash be checked.
+        """
+        raise NotImplementedError
+
+    def record(self, path: Path) -> tuple[str | None, str | None, int]:
+        """Revision, SHA-256 and bytes of a shard, as far as its folder tells."""
+        return (*_hub_record(path), path.stat().st_size)
+
+    @property
+    def shards(self) -> tuple[Path, ...]:
+        return self.files
 
     def close(self) -> None:
         _close_all(self._files)
@@ -169,6 +183,17 @@ class Checkpoint:
             if n_read == 0:
                 raise CheckpointError(tensor.path, f"ends inside tensor {tensor.name}", _CONVERT_AGAIN)
             n_done += n_read
+
+
+def decode(dtype: str, raw: memoryview, out: NDArray[np.float32]) -> None:
+    """Fill `out` with the numbers that `raw` holds as one of FLOATS."""
+    if dtype == "F32":
+        out[...] = np.frombuffer(raw, np.float32).reshape(out.shape)
+    elif dtype == "F16":
+        out[...] = np.frombuffer(raw, np.float16).reshape(out.shape)
+    else:  # bf16 is the upper half of a float32
+        upper = np.frombuffer(raw, np.uint16).reshape(out.shape)
+        np.left_shift(upper, np.uint32(16), out=out.view(np.uint32), dtype=np.uint32)
 
 
 _DOWNLOAD_AGAIN = "download the checkpoint again"
@@ -242,26 +267,48 @@ def _remedy_for(text: str) -> str:
 # the shards of a folder
 
 
-def _shards(folder: Path) -> tuple[list[Path], Json | None]:
-    """The shard files, and the index's map from tensor to shard name where there is one."""
+def shard_names(folder: Path, names: list[str]) -> tuple[list[str], Json | None]:
+    """Which of `names` are the shards, and the index's map from tensor to shard where there is one.
+
+    The index is read from `folder`; the shards themselves may lie elsewhere.
+    """
     if _plain_file(folder, "model.safetensors.index.json"):
         index = read_json(folder, "model.safetensors.index.json")
         path = folder / "model.safetensors.index.json"
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise CheckpointError(path, "has no weight_map", _DOWNLOAD_AGAIN)
-        shards = []
-        for name in sorted({_shard_name(path, value) for value in weight_map.values()}):
-            shard = _plain_file(folder, name)
-            if shard is None:
+        shards = sorted({_shard_name(path, value) for value in weight_map.values()})
+        for name in shards:
+            if name not in names:
                 raise CheckpointError(path, f"names the shard {name}, which is not there", _DOWNLOAD_AGAIN)
-            shards.append(shard)
         return shards, weight_map
-    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".safetensors"))
-    shards = [shard for name in names if name.startswith("model") and (shard := _plain_file(folder, name))]
+    shards = [name for name in names if name.startswith("model") and name.endswith(".safetensors")]
     if not shards:
-        raise _no_weights(folder)
+        raise _no_weights(folder, names)
     return shards, None
+
+
+def read_tensors(
+    folder: Path, shards: Mapping[Path, tuple[ReadAt, int]], index: Json | None
+) -> dict[str, SourceTensor]:
+    """The tensors of all shards, each given by a reader and its length in bytes; checked against the index."""
+    tensors: dict[str, SourceTensor] = {}
+    for shard, (read_at, n_bytes) in shards.items():
+        for tensor in _read_header(shard, read_at, n_bytes):
+            if tensor.name in tensors:
+                other = tensors[tensor.name].path.name
+                raise CheckpointError(shard, f"tensor {tensor.name} is in {other} too", _DOWNLOAD_AGAIN)
+            tensors[tensor.name] = tensor
+        if len(tensors) > N_TENSORS_MAX:
+            raise CheckpointError(shard, f"more than {N_TENSORS_MAX} tensors", _NOT_A_MODEL)
+    if index is not None:
+        _check_index(folder, index, tensors)
+    return tensors
+
+
+def _reader(descriptor: int) -> tuple[ReadAt, int]:
+    return lambda offset, n: os.pread(descriptor, n, offset), os.fstat(descriptor).st_size
 
 
 def _shard_name(index: Path, name: object) -> str:
@@ -272,8 +319,8 @@ def _shard_name(index: Path, name: object) -> str:
     return name
 
 
-def _no_weights(folder: Path) -> CheckpointError:
-    pickles = sorted(entry.name for entry in folder.iterdir() if entry.suffix in PICKLES)
+def _no_weights(folder: Path, names: Iterable[str]) -> CheckpointError:
+    pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles:
         problem = f"holds its weights as a pickle ({pickles[0]}), which can run code when it is opened"
         return CheckpointError(folder, problem, "get the safetensors version of this checkpoint")
@@ -331,18 +378,17 @@ def _stamp(found: os.stat_result) -> tuple[int, int, int]:
 # one shard's header: u64 length, JSON, then the numbers without holes
 
 
-def _read_header(path: Path, descriptor: int) -> Iterator[SourceTensor]:
-    n_file_bytes = os.fstat(descriptor).st_size
-    prefix = os.pread(descriptor, 8, 0)
+def _read_header(path: Path, read_at: ReadAt, n_file_bytes: int) -> Iterator[SourceTensor]:
+    prefix = read_at(0, 8)
     if len(prefix) < 8:
         problem = f"has {n_file_bytes} bytes, too few for a safetensors header"
         raise CheckpointError(path, problem, _DOWNLOAD_AGAIN)
     (n_header_bytes,) = struct.unpack("<Q", prefix)
     if n_header_bytes > min(N_HEADER_BYTES_MAX, n_file_bytes - 8):
-        start = os.pread(descriptor, 64, 0).decode("latin-1")
+        start = read_at(0, 64).decode("latin-1")
         problem = f"says its header has {n_header_bytes:,} bytes, in {n_file_bytes:,} that start with {start[:8]!r}"
         raise CheckpointError(path, problem, _remedy_for(start))
-    raw = os.pread(descriptor, n_header_bytes, 8)
+    raw = read_at(8, n_header_bytes)
     try:
         header = parse_json(path, raw.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -398,3 +444,24 @@ def _check_layout(path: Path, tensors: list[SourceTensor], data_start: int, n_fi
     if end < n_file_bytes:
         problem = f"has {n_file_bytes - end:,} bytes after its last tensor"
         raise CheckpointError(path, problem, _DOWNLOAD_AGAIN)
+
+
+# what the hub told of a file
+
+
+def _hub_record(path: Path) -> tuple[str | None, str | None]:
+    """Revision and SHA-256 of a file, from what the Hugging Face client leaves beside it: names, or a small text."""
+    folder = path.parent.resolve()
+    if folder.parent.name == "snapshots":  # the cache: snapshots/REVISION/NAME is a link to ../../blobs/SHA256
+        return _matching(_REVISION, folder.name), _matching(_SHA256, path.resolve().name)
+    record = folder / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"  # download into a folder
+    try:
+        lines = read_text(record, n_bytes_max=1000).split("\n")
+    except CheckpointError:
+        return None, None
+    revision, digest, *_ = [*lines, "", ""]
+    return _matching(_REVISION, revision), _matching(_SHA256, digest)
+
+
+def _matching(pattern: re.Pattern[str], text: str) -> str | None:
+    return text if pattern.fullmatch(text) else None

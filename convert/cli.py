@@ -18,6 +18,7 @@ import click
 from edge.config import QUANT_TYPES
 
 if TYPE_CHECKING:
+    from convert.checkpoint import Checkpoint
     from convert.pipeline import Conversion, Progress
     from convert.plan import Plan
     from convert.recipes import Kind, Wishes
@@ -39,6 +40,7 @@ class Bytes(click.ParamType[int]):
 EXAMPLES = """\b
 Examples:
   edge convert DeepSeek-R1-Distill-Qwen-1.5B
+  edge convert deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B -t Q4_K_M
   edge convert DeepSeek-R1-Distill-Qwen-1.5B -t Q4_K_M -t Q8_0 -o /models
   edge convert Qwen2.5-0.5B-Instruct -t Q4_K_M --dry-run
   edge convert Qwen2.5-0.5B-Instruct --auto --ram 4GB --min-top1 0.95
@@ -114,11 +116,12 @@ def convert(
     tasks: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Convert the Hugging Face checkpoint in folder SRC to GGUF, named SRC-TYPE.gguf.
+    """Convert the Hugging Face checkpoint SRC, a folder or OWNER/REPO on the hub, to GGUF, named SRC-TYPE.gguf.
 
     Reads config.json, tokenizer.json and *.safetensors; runs nothing from the checkpoint. A result appears only when
     it is whole; what is stopped or fails leaves nothing behind. Beside each lies SRC-TYPE.gguf.json, which says what
-    it was made of and its SHA-256.
+    it was made of and its SHA-256. From the hub the weights come as a stream and never lie on this disk; stopped, the
+    same command goes on with the tensors that are missing.
     """
     from convert import pipeline
 
@@ -128,16 +131,19 @@ def convert(
             _issue(src, [chosen], text, tasks, imatrix, force=force)
         return
     wishes = _wishes(patterns, output_kind, embedding_kind, pure)
+    source = _source(src)
     if dry_run:
-        made = pipeline.dry_run(src, types, out, wishes=wishes, imatrix=imatrix)
+        made = pipeline.dry_run(source, types, out, wishes=wishes, imatrix=imatrix)
         _print_json(_plan_document(made)) if as_json else _print_plan(made)
         return
     with _bar() as progress:
         made_files = pipeline.convert(
-            src, types, out, progress=progress, overwrite=force, wishes=wishes, imatrix=imatrix
+            source, types, out, progress=progress, overwrite=force, wishes=wishes, imatrix=imatrix
         )
     if passport:
         _issue(src, [file.path for file in made_files], text, tasks, imatrix, force=force)
+    for name in getattr(source, "unhashed", []):
+        click.echo(f"{name} was read in several runs; its hash as a whole could not be checked", err=True)
     _print_json([asdict(file) for file in made_files]) if as_json else _print_table(made_files)
 
 
@@ -182,6 +188,22 @@ def _issue(
         made = passport.issue(src, models, text=text, tasks=tasks, imatrix=imatrix, overwrite=force, report=report)
     for path in made:
         click.echo(path, err=True)
+
+
+def _source(src: Path) -> Path | Checkpoint:
+    """A folder, or a checkpoint on the hub if no such folder is there and SRC has the form of a name."""
+    from edge.model.names import parse
+
+    name = None if src.exists() else parse(re.sub(r"^(hf|https?):/(?!/)", r"\1://", str(src)))
+    if name is None:
+        return src
+    from convert.remote import RemoteCheckpoint
+    from edge.model.hub import Hub
+
+    if name.quant or name.file:
+        raise click.BadParameter(f"name the repository alone, and the types with -t: {name.repo_id}", param_hint="SRC")
+    hub = Hub.from_environment(notice=lambda text: click.echo(text, err=True))
+    return RemoteCheckpoint.look_up(hub, name.repo_id, name.revision)
 
 
 def _wishes(patterns: tuple[str, ...], output: str | None, embedding: str | None, pure: bool) -> Wishes:

@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint import Checkpoint, parse_json, read_text
+from convert.checkpoint import Checkpoint, parse_json, read_text, read_text_if_there
 from convert.importance import ImportanceMatrix
 from edge import __version__
 from edge.errors import CheckpointError, ModelFileError
@@ -20,7 +20,6 @@ from edge.errors import CheckpointError, ModelFileError
 FORMAT = 1
 N_MANIFEST_BYTES_MAX = 8_000_000  # a source of 20 000 shards
 N_READ_BYTES = 1 << 22
-_REVISION, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,16 @@ class Origin:
     name: str
     revision: str | None
     files: tuple[tuple[str, int, str | None], ...]  # name, bytes, SHA-256 if the hub told it
+    repo_id: str | None = None
+    licence: str | None = None
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, name: str) -> "Origin":
-        records = {path: _hub_record(path) for path in checkpoint.files}
-        revisions = {revision for revision, _ in records.values()}
-        files = tuple((path.name, path.stat().st_size, sha256) for path, (_, sha256) in sorted(records.items()))
-        return cls(name, revisions.pop() if len(revisions) == 1 else None, files)
+        records = {path: checkpoint.record(path) for path in checkpoint.shards}
+        revisions = {revision for revision, _, _ in records.values()}
+        files = tuple((path.name, n_bytes, sha256) for path, (_, sha256, n_bytes) in sorted(records.items()))
+        revision = revisions.pop() if len(revisions) == 1 else None
+        return cls(name, revision, files, _repo_id(checkpoint.path), _licence(checkpoint.path))
 
 
 def manifest_path(model: Path) -> Path:
@@ -67,13 +69,15 @@ def manifest(
         "tensor_types": dict(sorted(tensor_types.items())),
         "source": {
             "name": origin.name,
+            "repo_id": origin.repo_id,
+            "licence": origin.licence,
             "revision": origin.revision,
             "files": [{"name": name, "n_bytes": n, "sha256": digest} for name, n, digest in origin.files],
         },
         "imatrix": None
         if importance is None
         else {"name": importance.path.name, "datasets": list(importance.datasets), "n_chunks": importance.n_chunks},
-        "tool": {"edge-gguf": __version__, "llama-cpp-python": _version("llama-cpp-python")},
+        "tool": tools(),
     }
     return (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode(errors="replace")
 
@@ -113,22 +117,29 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _hub_record(path: Path) -> tuple[str | None, str | None]:
-    """Revision and SHA-256 of a file, from what the Hugging Face client leaves beside it: names, or a small text."""
-    folder = path.parent.resolve()
-    if folder.parent.name == "snapshots":  # the cache: snapshots/REVISION/NAME is a link to ../../blobs/SHA256
-        return _matching(_REVISION, folder.name), _matching(_SHA256, path.resolve().name)
-    record = folder / ".cache" / "huggingface" / "download" / f"{path.name}.metadata"  # download into a folder
+def tools() -> dict[str, str | None]:
+    """What the bytes of a result depend on beside its source."""
+    return {"edge-gguf": __version__, "llama-cpp-python": _version("llama-cpp-python")}
+
+
+def _repo_id(folder: Path) -> str | None:
+    """OWNER/REPO of a folder in the Hugging Face cache: models--OWNER--REPO/snapshots/REVISION."""
+    folder = folder.absolute()
+    owner, _, repo = folder.parents[1].name.removeprefix("models--").partition("--")
+    return f"{owner}/{repo}" if folder.parent.name == "snapshots" and repo else None
+
+
+def _licence(folder: Path) -> str | None:
+    """What the model card's head, between two lines of ---, calls the licence."""
     try:
-        lines = read_text(record, n_bytes_max=1000).split("\n")
+        text = read_text_if_there(folder, "README.md", n_bytes_max=1 << 20) or ""
     except CheckpointError:
-        return None, None
-    revision, digest, *_ = [*lines, "", ""]
-    return _matching(_REVISION, revision), _matching(_SHA256, digest)
-
-
-def _matching(pattern: re.Pattern[str], text: str) -> str | None:
-    return text if pattern.fullmatch(text) else None
+        return None
+    head = text.split("\n---", 1)[0] if text.startswith("---") else ""
+    for key in ("license_name", "license"):
+        if found := re.search(rf"""^{key}: *["']?([A-Za-z0-9][A-Za-z0-9._ -]{{0,60}}?)["']? *$""", head, re.M):
+            return found[1]
+    return None
 
 
 def _version(package: str) -> str | None:

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
@@ -24,12 +24,16 @@ N_READ_BYTES = 1 << 22
 
 
 class OutputFile:
-    """Bytes are put at their places in any order, by any thread, and appear under `path` only by `publish`."""
+    """Bytes are put at their places in any order, by any thread, and appear under `path` only by `publish`.
 
-    def __init__(self, path: Path, n_bytes: int) -> None:
+    is_resumable: `discard` leaves the temporary file, and the next one to open it may `recall` what is in it.
+    """
+
+    def __init__(self, path: Path, n_bytes: int, *, is_resumable: bool = False) -> None:
         """Open the temporary file. Raises OutputError if that cannot be, NoSpaceError if it will not fit."""
         self.path = path
         self.n_bytes = n_bytes
+        self.is_resumable = is_resumable
         self._partial = path.with_name(f".{path.name}.partial")
         self._checksums: dict[int, tuple[int, int]] = {}  # offset: length, CRC-32 of what was meant to be there
         self._lock = Lock()
@@ -37,7 +41,8 @@ class OutputFile:
         self._descriptor = -1
         self._descriptor = self._open()
         try:
-            os.ftruncate(self._descriptor, 0)  # the leftovers of a process that was killed
+            if not is_resumable:
+                os.ftruncate(self._descriptor, 0)  # the leftovers of a process that was killed
         except OSError as error:
             self.discard()
             raise self._failed(error) from error
@@ -54,6 +59,30 @@ class OutputFile:
             raise self._failed(error) from error
         with self._lock:
             self._checksums[offset] = (len(data), checksum)
+
+    def written(self, start: int, stop: int) -> list[tuple[int, int, int]]:
+        """What was written between two places: offset, length and checksum of each piece."""
+        with self._lock:
+            return sorted((at, n, crc) for at, (n, crc) in self._checksums.items() if start <= at < stop)
+
+    def recall(self, pieces: Sequence[tuple[int, int, int]], start: int, stop: int) -> bool:
+        """Whether an earlier run's pieces fill the place from start to stop and are still on the disk as they were."""
+        place = start
+        for offset, n_bytes, checksum in pieces:
+            if offset != place or n_bytes < 1 or offset + n_bytes > stop or self._checksum(offset, n_bytes) != checksum:
+                return False
+            place += n_bytes
+        if place != stop:
+            return False
+        self._checksums |= {offset: (n_bytes, checksum) for offset, n_bytes, checksum in pieces}
+        return True
+
+    def clear(self) -> None:
+        """Forget what an earlier run left: even its padding may be another."""
+        try:
+            os.ftruncate(self._descriptor, 0)
+        except OSError as error:
+            raise self._failed(error) from error
 
     def finish(self) -> None:
         """Bring every byte to the disk."""
@@ -72,12 +101,7 @@ class OutputFile:
         for offset, (n_bytes, checksum) in sorted(self._checksums.items()):
             assert offset >= place
             digest.update(self._read(place, offset - place))  # padding
-            found = 0
-            for start in range(offset, offset + n_bytes, N_READ_BYTES):
-                data = self._read(start, min(N_READ_BYTES, offset + n_bytes - start))
-                digest.update(data)
-                found = zlib.crc32(data, found)
-            if found != checksum:
+            if self._checksum(offset, n_bytes, digest.update) != checksum:
                 problem = f"reads back differently at byte {offset:,}"
                 raise OutputError(self.path, problem, "check the disk, it loses data; then convert again")
             place = offset + n_bytes
@@ -109,9 +133,9 @@ class OutputFile:
         self._close()
 
     def discard(self) -> None:
-        """Leave nothing. After `keep` this does nothing."""
+        """Leave nothing, or what can be resumed. After `keep` this does nothing."""
         if self._descriptor >= 0:
-            if self._name is not None:
+            if self._name is not None and not (self.is_resumable and self._name == self._partial):
                 with suppress(OSError):
                     self._name.unlink()
             self._close()
@@ -154,14 +178,28 @@ class OutputFile:
         else:
             self._partial.unlink()
 
+    def _checksum(self, offset: int, n_bytes: int, also: Callable[[bytes], None] = lambda _: None) -> int:
+        """CRC-32 of what the disk holds there; -1 if it ends before. `also` is given each part."""
+        found = 0
+        for start in range(offset, offset + n_bytes, N_READ_BYTES):
+            data = self._pread(start, min(N_READ_BYTES, offset + n_bytes - start))
+            if not data:
+                return -1
+            also(data)
+            found = zlib.crc32(data, found)
+        return found
+
     def _read(self, offset: int, n_bytes: int) -> bytes:
-        try:
-            data = os.pread(self._descriptor, n_bytes, offset)
-        except OSError as error:
-            raise self._failed(error) from error
+        data = self._pread(offset, n_bytes)
         if len(data) < n_bytes:
             raise OutputError(self.path, f"ends at byte {offset + len(data):,}", "check the disk, then convert again")
         return data
+
+    def _pread(self, offset: int, n_bytes: int) -> bytes:
+        try:
+            return os.pread(self._descriptor, n_bytes, offset)
+        except OSError as error:
+            raise self._failed(error) from error
 
     def _failed(self, error: OSError) -> OutputError | NoSpaceError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -172,6 +210,14 @@ class OutputFile:
     def _close(self) -> None:
         descriptor, self._descriptor = self._descriptor, -1
         os.close(descriptor)
+
+
+def n_bytes_resumable(path: Path) -> int:
+    """Bytes of the disk that an earlier run's temporary file has already."""
+    try:
+        return path.with_name(f".{path.name}.partial").stat().st_blocks * 512
+    except OSError:
+        return 0
 
 
 def exists(path: Path) -> OutputError:

@@ -1,14 +1,15 @@
 """From a checkpoint to GGUF files, in order: open, plan, check the disk, stream, verify, rename.
 
 One pass over the source makes all types at once; a weight is read once, and encoded once per type. No tensor is ever
-whole in memory. Files appear under their names only when all of them are whole on the disk.
+whole in memory. Files appear under their names only when all of them are whole on the disk. From a source far away
+(Checkpoint.is_remote) the bytes come as one stream, and what is finished when it breaks off is kept for the next run.
 """
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Literal
@@ -17,10 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert import output, quantize
-from convert.checkpoint import Checkpoint
-from convert.families import Model, Weight
+from convert.checkpoint import Checkpoint, decode
+from convert.families import Weight
 from convert.importance import ImportanceMatrix
-from convert.manifest import Origin, manifest, manifest_path
+from convert.journal import Journal, fingerprint
+from convert.manifest import Origin, manifest, manifest_path, tools
 from convert.output import OutputFile
 from convert.plan import Plan, PlannedFile, plan
 from convert.quantize import Kind, Scratch
@@ -63,7 +65,7 @@ def _silent(progress: Progress) -> None:
 
 
 def convert(
-    src: Path,
+    src: Path | Checkpoint,
     types: Sequence[str],
     out_dir: Path | None = None,
     *,
@@ -75,13 +77,13 @@ def convert(
     """Make one GGUF per type from the checkpoint in `src`, named `<folder>-<TYPE>.gguf`, in `out_dir` or here.
 
     Beside each lies its manifest, `<folder>-<TYPE>.gguf.json`. Raises EdgeError; whatever is raised, signals included,
-    no new file is left and the source is as it was.
+    no new file is left and the source is as it was. From a remote source hidden files stay, to go on from.
     """
     start = time.perf_counter()
     with _enough_memory(), ExitStack() as stack:
         stop = stack.enter_context(safe_stops())
         # 1. open
-        checkpoint = stack.enter_context(Checkpoint.open(src))
+        checkpoint = stack.enter_context(Checkpoint.open(src) if isinstance(src, Path) else src)
         importance = ImportanceMatrix.read(imatrix) if imatrix else None
         # 2. plan
         made = plan(checkpoint, types, out_dir or Path.cwd(), wishes=wishes, importance=importance)
@@ -89,9 +91,18 @@ def convert(
         _make_folder(stack, made.files[0].path.parent)
         _check_targets(checkpoint, made, overwrite=overwrite)
         # 4. stream
-        files = [_open(stack, file.path, file.n_bytes) for file in made.files]
+        files = [_open(stack, file.path, file.n_bytes, is_resumable=checkpoint.is_remote) for file in made.files]
         manifests = [_open(stack, manifest_path(file.path), 0) for file in made.files]
-        _stream(checkpoint, made, files, progress, stop)
+        journals = [
+            stack.enter_context(_journal(checkpoint, made, file)) for file in made.files if checkpoint.is_remote
+        ]
+        try:
+            _stream(checkpoint, made, files, journals, progress, stop)
+        except CheckpointError:  # another try would come to the same end
+            for file, journal in zip(files, journals, strict=False):
+                file.is_resumable = False
+                journal.remove()
+            raise
         # 5. verify
         hashes = _verify(files, progress, stop)
         checkpoint.check_unchanged()
@@ -104,8 +115,13 @@ def convert(
             file.publish(overwrite=overwrite)
         for file in (*files, *manifests):
             file.keep()
+        for journal in journals:
+            journal.remove()
         seconds = time.perf_counter() - start
-        return [_conversion(made, file, sha256, src, seconds) for file, sha256 in zip(made.files, hashes, strict=True)]
+        return [
+            _conversion(made, file, sha256, checkpoint.path, seconds)
+            for file, sha256 in zip(made.files, hashes, strict=True)
+        ]
 
 
 @contextmanager
@@ -117,7 +133,7 @@ def _enough_memory() -> Iterator[None]:
 
 
 def dry_run(
-    src: Path,
+    src: Path | Checkpoint,
     types: Sequence[str],
     out_dir: Path | None = None,
     *,
@@ -125,7 +141,7 @@ def dry_run(
     imatrix: Path | None = None,
 ) -> Plan:
     """What `convert` would make, to the byte. Everything is checked but the weights themselves and the targets."""
-    with Checkpoint.open(src) as checkpoint:
+    with Checkpoint.open(src) if isinstance(src, Path) else src as checkpoint:
         importance = ImportanceMatrix.read(imatrix) if imatrix else None
         return plan(checkpoint, types, out_dir or Path.cwd(), wishes=wishes, importance=importance)
 
@@ -168,15 +184,29 @@ def _check_targets(checkpoint: Checkpoint, made: Plan, *, overwrite: bool) -> No
         if not overwrite:
             raise output.exists(path)
     n_free = output.n_bytes_free(folder)
+    if checkpoint.is_remote:
+        n_free += sum(output.n_bytes_resumable(file.path) for file in made.files)
     if made.n_bytes > n_free:
         raise NoSpaceError(folder, made.n_bytes, n_free)
 
 
-def _open(stack: ExitStack, path: Path, n_bytes: int) -> OutputFile:
+def _open(stack: ExitStack, path: Path, n_bytes: int, *, is_resumable: bool = False) -> OutputFile:
     """A file that goes away with the stack unless it is kept."""
-    file = OutputFile(path, n_bytes)
+    file = OutputFile(path, n_bytes, is_resumable=is_resumable)
     stack.callback(file.discard)
     return file
+
+
+@contextmanager
+def _journal(checkpoint: Checkpoint, made: Plan, file: PlannedFile) -> Iterator[Journal]:
+    """The journal of one file: it holds for this head, these source files, these weights of columns."""
+    origin = Origin.of(checkpoint, made.name)
+    columns = [name.encode() + values.tobytes() for name, values in sorted(made.columns.items())]
+    journal = Journal(file.path, fingerprint([file.head, repr((origin, tools())).encode(), *columns]))
+    try:
+        yield journal
+    finally:
+        journal.close()
 
 
 def _write_manifests(
@@ -211,10 +241,28 @@ class Block:
     weight: Weight
     first_row: int
     n_rows: int
+    raw: memoryview | None = None  # their bytes, where they do not lie on this machine
+
+    @property
+    def n_source_bytes(self) -> int:
+        return self.n_rows * self.weight.source.n_bytes // self.weight.n_rows if self.weight.source else 0
+
+    @property
+    def is_last(self) -> bool:
+        return self.first_row + self.n_rows == self.weight.n_rows
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Where they lie in the source: the file's name, from and to which byte. What is made up comes first."""
+        source = self.weight.source
+        if source is None:
+            return "", 0, 0
+        start = source.offset + self.first_row * (source.n_bytes // self.weight.n_rows)
+        return source.path.name, start, start + self.n_source_bytes
 
 
-def _blocks(model: Model, n_values: int) -> Iterator[Block]:
-    for weight in sorted(model.weights, key=lambda weight: file_order(weight.name)):
+def _blocks(weights: Iterable[Weight], n_values: int) -> Iterator[Block]:
+    for weight in weights:
         group = len(weight.row_order) if weight.row_order is not None and len(weight.shape) > 1 else 1
         n_rows = max(1, n_values // (weight.n_columns * group)) * group
         for first in range(0, weight.n_rows, n_rows):
@@ -230,8 +278,8 @@ class _Encoder:
         self.targets = list(zip(made.files, files, strict=True))
         self.scratch = Scratch()
 
-    def __call__(self, block: Block) -> int:
-        """Bytes of the source that are done."""
+    def __call__(self, block: Block) -> Block:
+        """The block that is done."""
         weight = block.weight
         values = self._read(block)
         if not np.isfinite(values).all():
@@ -246,7 +294,7 @@ class _Encoder:
                     raise self._wrong(weight, f"tensor {weight.name} has numbers too large for {kind.name}")
                 encoded[kind] = out.data
             file.write(encoded[kind], planned.offsets[weight.name] + block.first_row * row_bytes)
-        return block.n_rows * weight.source.n_bytes // weight.n_rows if weight.source else 0
+        return block
 
     def _read(self, block: Block) -> NDArray[np.float32]:
         """(n_rows, n_columns), in the order of the result."""
@@ -255,7 +303,10 @@ class _Encoder:
             assert weight.values is not None
             return weight.values.reshape(weight.n_rows, weight.n_columns)[block.first_row :][: block.n_rows]
         values = self.scratch.floats("values", block.n_rows, weight.n_columns)
-        self.checkpoint.read(weight.source, block.first_row, block.n_rows, values)
+        if block.raw is None:
+            self.checkpoint.read(weight.source, block.first_row, block.n_rows, values)
+        else:
+            decode(weight.source.dtype, block.raw, values)
         if weight.row_order is None:
             return values
         ordered = self.scratch.floats("ordered", block.n_rows, weight.n_columns)
@@ -269,19 +320,61 @@ class _Encoder:
 
 
 def _stream(
-    checkpoint: Checkpoint, made: Plan, files: Sequence[OutputFile], progress: Callable[[Progress], None], stop: Stop
+    checkpoint: Checkpoint,
+    made: Plan,
+    files: Sequence[OutputFile],
+    journals: Sequence[Journal],
+    progress: Callable[[Progress], None],
+    stop: Stop,
 ) -> None:
+    # 1. what is there already
+    done = _recall(made, files, journals)
+    n_done = sum(weight.source.n_bytes for weight in made.model.weights if weight.source and weight.name in done)
     for planned, file in zip(made.files, files, strict=True):
         file.write(memoryview(planned.head), 0)
+    # 2. the rest, in the order of the result, or of a source that comes as a stream
     n_threads = quantize.n_cores()
     quantize.prepare({kind for file in made.files for kind in file.kinds.values()})
-    blocks = _blocks(made.model, min(N_BLOCK_VALUES, N_ALL_BLOCKS_VALUES // n_threads))
-    n_done = 0
+    weights = [weight for weight in made.model.weights if weight.name not in done]
+    weights.sort(key=lambda weight: file_order(weight.name))
+    blocks = _blocks(weights, min(N_BLOCK_VALUES, N_ALL_BLOCKS_VALUES // n_threads))
+    if checkpoint.is_remote:
+        blocks = _filled(checkpoint, sorted(blocks, key=lambda block: block.place), stop, is_whole=not done)
+    # 3. encode and write
     with closing(quantize.in_parallel(_Encoder(checkpoint, made, files), blocks, n_threads)) as results:
-        for n_bytes in results:
+        for block in results:
             stop.check()
-            n_done += n_bytes
+            n_done += block.n_source_bytes
             progress(Progress("convert", n_done, made.n_source_bytes))
+            if block.is_last:
+                for planned, file, journal in zip(made.files, files, journals, strict=False):
+                    journal.add(block.weight.name, file.written(*_span(planned, block.weight.name)))
+
+
+def _filled(checkpoint: Checkpoint, blocks: Sequence[Block], stop: Stop, *, is_whole: bool) -> Iterator[Block]:
+    """The blocks with their bytes, read in the order of the source as one stream. is_whole: nothing is left out."""
+    raws = checkpoint.stream([block.place for block in blocks if block.weight.source], stop.check, is_whole=is_whole)
+    for block in blocks:
+        yield replace(block, raw=memoryview(next(raws))) if block.weight.source else block
+    for _ in raws:  # reads the last file to its end, for its hash
+        pass
+
+
+def _recall(made: Plan, files: Sequence[OutputFile], journals: Sequence[Journal]) -> set[str]:
+    """The tensors that an earlier run has brought into every file."""
+    done = {weight.name for weight in made.model.weights} if journals else set()
+    for planned, file, journal in zip(made.files, files, journals, strict=False):
+        entries = journal.done.items()
+        kept = {name for name, pieces in entries if name in done and file.recall(pieces, *_span(planned, name))}
+        if not kept:
+            file.clear()
+        done &= kept
+    return done
+
+
+def _span(planned: PlannedFile, name: str) -> tuple[int, int]:
+    """From and to which byte a tensor lies in its file."""
+    return planned.offsets[name], planned.offsets[name] + planned.sizes[name]
 
 
 def _verify(files: Sequence[OutputFile], progress: Callable[[Progress], None], stop: Stop) -> list[str]:

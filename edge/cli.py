@@ -29,10 +29,10 @@ ELSEWHERE = {  # commands that live in their own module
     "bench": "benchmarks.cli",
     **dict.fromkeys(("plan", "doctor", "tune"), "edge.board.cli"),
     **dict.fromkeys(("quality", "imatrix"), "convert.prove"),
-    **dict.fromkeys(("pull", "ls", "rm", "show"), "edge.model.cli"),
     "service": "edge.service",
     "serve": "edge.serve.cli",
     "history": "edge.history_cli",
+    **dict.fromkeys(("pull", "ls", "rm", "show", "push"), "edge.model.cli"),
 }
 
 

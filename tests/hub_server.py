@@ -248,7 +248,11 @@ class _Handler(BaseHTTPRequestHandler):
             repo_id = f"{asked.get('organization') or 'me'}/{asked['name']}"
             if repo_id in self.hub.repos:
                 return self._json({"error": "exists", "url": f"{self.hub.url()}/{repo_id}"}, 409)
-            self.hub.add(repo_id, {".gitattributes": b"*.gguf filter=lfs\n"}, private=bool(asked.get("private")))
+            self.hub.add(
+                repo_id,
+                {".gitattributes": b"*.gguf filter=lfs\n"},
+                private=asked.get("visibility") == "private" or bool(asked.get("private")),
+            )
             return self._json({"url": f"{self.hub.url()}/{repo_id}", "name": repo_id, "id": repo_id})
         if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/.+", path):
             files = json.loads(self.body)["files"]

@@ -166,6 +166,39 @@ def show(name: str, *, as_json: bool) -> None:
         click.echo(f"{label:<{width}}  {value}")
 
 
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False), metavar="DIR")
+@click.argument("repo_id", metavar="OWNER/REPO")
+@click.option("--base-model", metavar="OWNER/REPO", help="The original model.  [as the manifests say]")
+@click.option("--licence", "--license", metavar="NAME", help="Its licence.  [as the manifests say]")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("-y", "--yes", is_flag=True, help="Upload. Without it you see what would be.")
+def push(folder: Path, repo_id: str, *, base_model: str | None, licence: str | None, private: bool, yes: bool) -> None:
+    """Publish the GGUF files in DIR on the hub, with manifests, passports and a model card.
+
+    \b
+    edge push models/ me/DeepSeek-R1-Distill-Qwen-1.5B-GGUF           shows what would be uploaded
+    edge push models/ me/DeepSeek-R1-Distill-Qwen-1.5B-GGUF --yes     uploads it
+
+    Every file is read again and compared with its manifest first. A README.md in DIR is taken instead of the card.
+    """
+    from convert import push as pusher
+    from convert.card import collect
+    from edge.model.hub import Hub
+
+    hub = Hub.from_environment(notice=_note)
+    pusher.check(hub, repo_id)
+    publication = collect(folder, base_model=base_model, licence=licence)
+    card = pusher.card_of(publication, repo_id, folder)
+    if not yes:
+        for name, path in sorted(publication.files.items()):
+            click.echo(f"{path.stat().st_size / 1e6:>10,.1f} MB  {name}")
+        click.echo(f"{len(card) / 1e6:>10,.1f} MB  README.md:\n\n{card.decode(errors='replace')}")
+        _note("nothing was uploaded; add --yes to do it")
+        return
+    click.echo(pusher.push(hub, publication, repo_id, card, private=private, told=_note))
+
+
 @contextmanager
 def fetching() -> Iterator[Callable[[Progress], None]]:
     """A progress bar with rate and time left on stderr; after Ctrl-C, how to go on."""
