@@ -28,6 +28,7 @@ COPY --from=build /opt/edge /opt/edge
 ENV PATH=/opt/edge/.venv/bin:$PATH \
     EDGE_SERVE_HOST=0.0.0.0 \
     XDG_CACHE_HOME=/var/lib/edge/cache \
+    XDG_CONFIG_HOME=/var/lib/edge/config \
     XDG_DATA_HOME=/var/lib/edge/data \
     XDG_STATE_HOME=/var/lib/edge/state \
     PYTHONDONTWRITEBYTECODE=1
