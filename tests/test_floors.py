@@ -76,7 +76,7 @@ FLOORS = {
     "edge/serve/keys.py": 1,
     "edge/serve/body.py": 2,
     "edge/serve/guard.py": 2,
-    "edge/serve/wire.py": 2,
+    "edge/serve/wire.py": 3,
     "edge/serve/docs.py": 3,
     "edge/serve/metrics.py": 3,
     "edge/serve/ask.py": 4,

@@ -115,10 +115,6 @@ class Desk:
             return "busy"
         return self.engine.state
 
-    @property
-    def n_running(self) -> int:
-        return len(self._running)
-
     # ---- what a request says
 
     def client(self, request: Request) -> str:

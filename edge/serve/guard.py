@@ -32,6 +32,7 @@ from edge.serve.problems import (
 )
 
 MAX_BODY_BYTES = 1 << 20
+MAX_HEADER_BYTES = 16 << 10
 CLIENT_GONE = 499  # in the log only: nobody is left to read a status
 BODY_METHODS = ("POST", "PUT", "PATCH")
 HOST = re.compile(r"(?P<name>\[[0-9a-fA-F:.]+\]|[^:\[\]/@\s]+)(?::(?P<port>[0-9]{1,5}))?")
@@ -58,6 +59,7 @@ class Rules:
     public: frozenset[str] = frozenset({"/health"})  # paths without a key
     raw: frozenset[str] = frozenset()  # paths whose body need not be JSON
     max_body_bytes: int = MAX_BODY_BYTES
+    max_bytes_of: Mapping[str, int] = field(default_factory=dict)  # path -> a limit of its own
     forms: Mapping[str, ProblemForm] = field(default_factory=dict)  # beginning of a path -> form of its errors
     _digests: tuple[bytes, ...] = field(init=False)
 
@@ -108,6 +110,9 @@ class Guard:
 
     async def _answer(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
         headers = _Headers(scope["headers"])
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADER_BYTES:
+            # the connection bounds what is incomplete; many small fields may arrive whole
+            raise RequestError("", f"the headers have more than {MAX_HEADER_BYTES >> 10} kB; send fewer")
         self._check_host(headers)
         self._check_origin(scope, headers)
         if scope["method"] == "OPTIONS" and headers.one(b"access-control-request-method"):
@@ -116,7 +121,8 @@ class Guard:
             return
         scope["client_name"] = self._check_key(scope, headers)
         self._check_body_headers(scope, headers)
-        body = await self._body(headers, receive)
+        limit = self._rules.max_bytes_of.get(scope["path"], self._rules.max_body_bytes)
+        body = await self._body(headers, receive, limit)
         await self._run(scope, body, receive, answer)
 
     # ---- who
@@ -190,8 +196,7 @@ class Guard:
             if headers.one(b"content-encoding").lower() not in (b"", b"identity"):
                 raise MediaTypeError("compressed")
 
-    async def _body(self, headers: "_Headers", receive: Receive) -> bytes:
-        limit = self._rules.max_body_bytes
+    async def _body(self, headers: "_Headers", receive: Receive, limit: int) -> bytes:
         length = headers.one(b"content-length")  # digits only, the connection saw to that
         if len(length) > 15 or int(length or 0) > limit:
             raise TooLargeError(limit)

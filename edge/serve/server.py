@@ -13,8 +13,9 @@ from starlette.types import ASGIApp
 
 from edge.errors import EdgeError, EngineError
 from edge.serve.desk import Desk
+from edge.serve.guard import MAX_HEADER_BYTES
 from edge.serve.problems import StoppingError
-from edge.serve.wire import MAX_HEADER_BYTES, Limits, connection
+from edge.serve.wire import Limits, connection
 
 logger = logging.getLogger(__name__)
 
@@ -118,10 +119,10 @@ class _Server(uvicorn.Server):
         watchdog.daemon = True
         watchdog.start()
         deadline_s = self._loop.time() + grace_s
-        while desk.n_running and self._loop.time() < deadline_s:
+        while desk.engine.n_requests and self._loop.time() < deadline_s:
             await asyncio.sleep(0.05)
-        if desk.n_running:
-            logger.warning("%d replies were cut off after %g s", desk.n_running, grace_s)
+        if desk.engine.n_requests:
+            logger.warning("%d requests were cut off after %g s", desk.engine.n_requests, grace_s)
             desk.engine.fail(StoppingError())
             await asyncio.sleep(0.1)
         self.should_exit = True

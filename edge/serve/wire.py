@@ -13,9 +13,9 @@ import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edge.errors import EdgeError
+from edge.serve.guard import MAX_HEADER_BYTES
 from edge.serve.problems import RequestError, TooManyConnectionsError, TooSlowError, body_of, headers_of, status_of
 
-MAX_HEADER_BYTES = 16 << 10
 SEND_BUFFER_BYTES = 64 << 10  # what the kernel holds for a client that does not read
 
 
