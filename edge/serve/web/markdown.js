@@ -77,10 +77,11 @@ function formulaAt(text, at) {
   }
   if (text[at] === "$") {
     if (!/^\$[^\s$]/.test(text.slice(at, at + 2))) return null;
-    for (let end = find(text, "$", at + 1); end >= 0; end = find(text, "$", end + 1)) {
-      if (text.slice(at, end).includes("\n\n")) return null;
-      if (/\s/.test(text[end - 1]) || /\d/.test(text[end + 1] ?? "")) continue; // "$5 and $6"
-      return { tex: text.slice(at + 1, end), isBlock: false, end: end + 1 };
+    const end = find(text, "$", at + 1);
+    if (end >= 0) {
+      const tex = text.slice(at + 1, end);
+      const isPrice = /\s$/.test(tex) || /^\d/.test(text.slice(end + 1)); // "$5 and $6"
+      return isPrice || tex.includes("\n\n") ? null : { tex, isBlock: false, end: end + 1 };
     }
     const rest = text.slice(at + 1);
     return rest.length > MAX_HALF_DOLLAR || /^\d/.test(rest) || rest.includes("\n") ? null : { tex: rest, isBlock: false, end: -1 };
@@ -148,7 +149,7 @@ markdown.renderer.rules.math = (tokens, index) => {
 const MACROS = {
   // KaTeX writes a style attribute for these two, which the page's policy forbids
   "\\pmb": "\\boldsymbol{#1}",
-  "\\fcolorbox": "\\colorbox{#2}{#3}",
+  "\\fcolorbox": "\\@secondoftwo{#1}{\\colorbox{#2}{#3}}",
 };
 const drawn = new Map(); // TeX -> node, so that a growing paragraph draws each formula once
 const MAX_DRAWN = 400;
@@ -205,6 +206,10 @@ export const needsMath = (root) => !katex && root.querySelector("span.math") !==
 export function gate(html) {
   const fragment = purify.sanitize(html, TEXT_GATE);
   for (const link of fragment.querySelectorAll("a")) {
+    if (!link.hasAttribute("href")) {
+      link.replaceWith(...link.childNodes); // its address was refused
+      continue;
+    }
     link.target = "_blank";
     link.rel = "noopener noreferrer nofollow";
     link.title = link.href;

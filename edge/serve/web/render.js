@@ -36,6 +36,11 @@ export class Renderer {
     else this.#timer ??= setTimeout(() => this.#render(), Math.max(0, this.#notBefore - performance.now()));
   }
 
+  /** Render now what waits. */
+  flush() {
+    if (this.#timer !== null) this.#render();
+  }
+
   #restart() {
     this.#nDone = 0;
     this.#env = { isGrowing: true };
@@ -104,12 +109,16 @@ function lineStart(text, n) {
 function steady(text) {
   const fences = text.match(/^ {0,3}(?:`{3,}|~{3,})/gm) ?? [];
   if (fences.length % 2) return text; // inside code every character counts
-  let kept = text.replace(/(?:^|\n)[ \t]*(?:[-=*_+#>|]+|\d{1,9}[.)]|`{1,2}|~{1,2}|[-*+] *[*_]{1,2})[ \t]*$/, "");
-  kept = kept.replace(/(?:\\|(?:^|\s)\$|(?:^|\s)[*_]{1,3})$/, "");
+  const kept = text
+    .replace(/(?:^|\n)[ \t]*(?:[-=*_+#>|]+|\d{1,9}[.)]|`{1,2}|~{1,2}|[-*+] *[*_]{1,2})[ \t]*$/, "")
+    .replace(/(?:\\[a-zA-Z]*(?:\{[a-zA-Z]*\*?)?|(?:^|\s)\$|[*_]+)$/, "");
   const plain = kept
     .slice(kept.lastIndexOf("\n\n") + 1)
     .replace(/\\\[[^]*?(?:\\\]|$)|\\\([^]*?(?:\\\)|$)|\$\$[^]*?(?:\$\$|$)|\$[^$\n]+\$/g, "") // mathematics is no emphasis
-    .replace(/`[^`\n]+`/g, "");
-  if (/`/.test(plain)) return `${kept}\``;
-  return (plain.match(/\*\*/g) ?? []).length % 2 ? `${kept.trimEnd()}**` : kept;
+    .replace(/`[^`\n]+`/g, "")
+    .replace(/^[ \t]*[-*+] /gm, "");
+  if (plain.includes("`")) return `${kept}\``;
+  const isBold = (plain.match(/\*\*/g) ?? []).length % 2;
+  const isItalic = (plain.replaceAll("**", "").match(/\*(?=\S)|(?<=\S)\*/g) ?? []).length % 2;
+  return isBold || isItalic ? kept.trimEnd() + "*".repeat(2 * isBold + isItalic) : kept;
 }

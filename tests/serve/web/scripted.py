@@ -3,10 +3,11 @@
 For states that a real engine does not reach on command: 100 tokens a second, a connection cut between two pieces, a
 formula half written. The page itself, its files and its policy are the real ones.
 
-    python -m tests.serve.scripted          # look at the page with it: http://127.0.0.1:8099
+    python -m tests.serve.web.scripted          # look at the page with it: http://127.0.0.1:8099
 """
 
 import asyncio
+import contextlib
 import json
 import socket
 import threading
@@ -188,9 +189,9 @@ class ScriptedServer:
 
     async def _guard(self, request: Request, call_next: Any) -> Response:
         self.paths.append(request.url.path)
-        if self.key and request.url.path.startswith("/api/"):
-            if request.headers.get("authorization") != f"Bearer {self.key}":
-                return JSONResponse({"error": {"message": "this server wants its key", "code": "key"}}, 401)
+        is_open = not self.key or not request.url.path.startswith("/api/")
+        if not is_open and request.headers.get("authorization") != f"Bearer {self.key}":
+            return JSONResponse({"error": {"message": "this server wants its key", "code": "key"}}, 401)
         return await call_next(request)
 
     def _routes(self) -> APIRouter:
@@ -358,10 +359,8 @@ class ScriptedServer:
                 yield b"data: " + json.dumps(event, ensure_ascii=False).encode() + b"\n\n"
             if live.is_over:
                 return
-            try:
+            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
                 await asyncio.wait_for(live.changed.wait(), 0.05)  # so that a cut is noticed
-            except TimeoutError:
-                pass
 
     async def _write(self, cid: str, answer: dict[str, Any], live: Live, script: Script) -> None:
         if script.n_dropped:
