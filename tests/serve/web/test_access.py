@@ -21,7 +21,7 @@ def f():
     return "a long line that goes on and on and on and on and on and on and on and on and on and on and on"
 ```
 
-\\[ \\boxed{\\frac{a_1 + a_2 + a_3 + a_4 + a_5 + a_6 + a_7 + a_8 + a_9 + a_0}{b_1 + b_2 + b_3 + b_4 + b_5 + b_6 + b_7}} \\]
+\\[ \\boxed{\\frac{a_1 + a_2 + a_3 + a_4 + a_5 + a_6 + a_7 + a_8 + a_9}{b_1 + b_2 + b_3 + b_4 + b_5 + b_6 + b_7}} \\]
 """
 
 
