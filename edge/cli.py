@@ -4,6 +4,7 @@ Exit 0 done, 1 failed, 2 misused, 130 interrupted. Heavy imports happen inside c
 """
 
 import importlib
+import io
 import logging
 import os
 import stat
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
     from edge.chat import Conversation
     from edge.model.gguf import ModelInfo
 
-ELSEWHERE = {"convert": "convert.cli", "bench": "benchmarks.cli"}  # commands that live in their own package
+ELSEWHERE = {  # commands that live in their own module or package
+    "convert": "convert.cli",
+    "bench": "benchmarks.cli",
+    "history": "edge.history_cli",
+}
 
 
 class EdgeGroup(click.Group):
@@ -124,8 +129,9 @@ def run(words: tuple[str, ...], *, as_json: bool, think: bool, **options: Any) -
 @cli.command()
 @click.argument("model", required=False)
 @reply_options
-def chat(model: str | None, *, think: bool, **options: Any) -> None:
-    """Talk, in several turns. No MODEL means the bundled demo.
+@click.option("--save/--no-save", default=None, help="Keep the conversation.  [save at a keyboard, not from a pipe]")
+def chat(model: str | None, *, think: bool, save: bool | None, **options: Any) -> None:
+    """Talk, in several turns. No MODEL means the bundled demo. /help lists what can be typed.
 
     \b
     edge chat
@@ -133,13 +139,16 @@ def chat(model: str | None, *, think: bool, **options: Any) -> None:
     """
     from edge import terminal
     from edge.engine.client import Engine
+    from edge.history import History
+    from edge.session import Session
 
     info, conversation = prepare(model, **options)
     with terminal.loading(info.path.name) as progress:
         engine = Engine(engine_settings(info, n_slots=1, **options), on_loading=progress)
         engine.start()
-    with engine:
-        terminal.chat(conversation, engine, show_thought=think)
+    keeps = sys.stdin.isatty() if save is None else save
+    with engine, History(in_memory=not keeps) as history:
+        Session(conversation, engine, history, show_thought=think).run()
 
 
 @cli.command()
@@ -227,6 +236,9 @@ def read_pipe() -> str:
 
 
 def main() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal without 中文 shows ??
     cli(prog_name="edge")
 
 

@@ -74,3 +74,10 @@ def cache_dir() -> Path:
     if path := os.environ.get("EDGE_CACHE"):
         return Path(path)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edge"
+
+
+def data_dir() -> Path:
+    """Where conversations and typed lines are kept: EDGE_DATA, else the user's data folder."""
+    if path := os.environ.get("EDGE_DATA"):
+        return Path(path)
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "edge"

@@ -178,3 +178,50 @@ class ConstraintDeadEndError(EdgeError):
 
     def __str__(self) -> str:
         return f"the answer cannot go on under its constraint ({self.problem}); loosen the constraint or logit_bias"
+
+
+@dataclass(eq=False)
+class UnknownConversationError(EdgeError):
+    what: str  # conversation or message
+    id: str
+
+    def __str__(self) -> str:
+        return f"there is no {self.what} {self.id[:32]!r}; it may have been deleted, list what there is"
+
+
+@dataclass(eq=False)
+class RevisionError(EdgeError):
+    """Somebody else changed the conversation since it was read."""
+
+    revision: int
+
+    def __str__(self) -> str:
+        return f"the conversation was changed elsewhere (it is at revision {self.revision}); load it again"
+
+
+@dataclass(eq=False)
+class ReplyRunningError(EdgeError):
+    def __str__(self) -> str:
+        return "a reply is still being written there; stop it or wait for its end"
+
+
+@dataclass(eq=False)
+class TransferError(EdgeError):
+    """What was to be imported is no exported conversation."""
+
+    problem: str
+
+    def __str__(self) -> str:
+        return f"this is no exported conversation: {self.problem}; export it again as JSON"
+
+
+@dataclass(eq=False)
+class DocumentError(EdgeError):
+    """A file whose text cannot be attached."""
+
+    name: str
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.problem}; {self.remedy}"

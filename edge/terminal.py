@@ -1,30 +1,31 @@
-"""Replies in a terminal: thought dimmed on stderr, answer plain on stdout, numbers at the end; and the chat loop.
+"""Replies in a terminal: thought dimmed on stderr, answer on stdout, numbers at the end.
 
-Answers alone go to stdout, so `edge run … > file` keeps what was asked for. Knows no options and no exit codes.
+Answers alone go to stdout, so `edge run … > file` keeps what was asked for. On a screen an answer is laid out as
+Markdown when it is whole. Knows no options and no exit codes.
 """
 
 import contextlib
 import json
+import re
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.status import Status
 
-from edge.chat import Conversation
+from edge.chat import Conversation, Dropped
+from edge.engine import protocol
 from edge.engine.client import Engine
-from edge.engine.protocol import Done, Event, Progress, Text
+from edge.engine.protocol import Done, Event, Progress
+from edge.lines import is_screen
 
-HELP = """\
-/clear         forget the conversation
-/system TEXT   set the system prompt and start anew (without TEXT: none)
-/think         show or hide thoughts
-/bye           leave (also Ctrl-D); Ctrl-C stops an answer
-\"\"\"            begin and end a question of several lines"""
+if TYPE_CHECKING:
+    from rich.markdown import Markdown
+    from rich.text import Text
 
 notes = Console(stderr=True, highlight=False)  # thought, progress, numbers
 
@@ -38,7 +39,8 @@ def loading(name: str) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def interrupts(engine: Engine) -> Iterator[list[str]]:
-    """The first Ctrl-C cancels the request whose id is last in the list, the second raises KeyboardInterrupt."""
+    """While a reply is made: the first Ctrl-C cancels the request whose id is last in the list, the second raises
+    KeyboardInterrupt; Ctrl-\\ ends the thought."""
     ids: list[str] = []
     is_stopping = False
 
@@ -49,26 +51,40 @@ def interrupts(engine: Engine) -> Iterator[list[str]]:
         is_stopping = True
         engine.cancel(ids[-1])
 
-    before = signal.signal(signal.SIGINT, stop)
+    def hurry(_signal: int, _frame: FrameType | None) -> None:
+        if ids:
+            engine.answer_now(ids[-1])
+
+    before = signal.signal(signal.SIGINT, stop), signal.signal(signal.SIGQUIT, hurry)
     try:
         yield ids
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGQUIT, before[1])
 
 
 def reply(conversation: Conversation, engine: Engine, question: str, *, show_thought: bool) -> Done:
     """Ask, and print the reply as it comes. Returns its numbers."""
-    n_dropped_before = conversation.n_dropped_turns
+    return show(lambda started: conversation.ask(question, engine, started), engine, show_thought=show_thought)
+
+
+def show(
+    start: Callable[[Callable[[str], None]], Iterable[Event | Dropped]],
+    engine: Engine,
+    *,
+    show_thought: bool,
+    note: Callable[[Event | Dropped], None] = lambda _: None,
+) -> Done:
+    """Print the events that start yields, as they come. note hears each of them too. Returns the numbers."""
     with interrupts(engine) as ids:
         printer = Printer(show_thought)
         try:
-            for event in conversation.ask(question, engine, ids.append):
+            for event in start(ids.append):
+                note(event)
                 printer.show(event)
         finally:
             printer.finish()
     assert printer.done is not None, "a reply ends with Done or an error"
-    if n_dropped := conversation.n_dropped_turns - n_dropped_before:
-        notes.print(f"[dim]the context is full: forgot the oldest {n_dropped} question(s) and answer(s)[/]")
     notes.print(f"[dim]{summary(printer.done)}[/]")
     return printer.done
 
@@ -81,14 +97,18 @@ class Printer:
         self._show_thought = show_thought
         self._last_kind = ""
         self._status: Status | None = None
+        self._answer: GrowingAnswer | None = None
 
-    def show(self, event: Event) -> None:
+    def show(self, event: Event | Dropped) -> None:
         match event:
+            case Dropped(n_turns):
+                self._hush()
+                notes.print(f"[dim]the context is full: forgot the oldest {n_turns} question(s) and answer(s)[/]")
             case Progress(_, n_done, n_prompt, seconds_left):
                 self._say(f"reading the prompt, {n_done} of {n_prompt} tokens, {seconds_left:.0f} s left")
-            case Text(_, "thought", _) if not self._show_thought:
+            case protocol.Text(_, "thought", _) if not self._show_thought:
                 self._say("thinking")
-            case Text(_, kind, text):
+            case protocol.Text(_, kind, text):
                 self._write(kind, text)
             case Done():
                 self.done = event
@@ -100,8 +120,13 @@ class Printer:
         else:
             if self._last_kind == "thought":
                 notes.print("\n")
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            if self._answer is None and is_screen():
+                self._answer = GrowingAnswer()
+            if self._answer is not None:
+                self._answer.feed(text)
+            else:
+                sys.stdout.write(harmless(text) if sys.stdout.isatty() else text)
+                sys.stdout.flush()
         self._last_kind = kind
 
     def _say(self, text: str) -> None:
@@ -118,11 +143,59 @@ class Printer:
     def finish(self) -> None:
         """End the line the reply stands on."""
         self._hush()
-        if self._last_kind == "answer":
+        if self._answer is not None:
+            self._answer.finish()
+        elif self._last_kind == "answer":
             sys.stdout.write("\n")
             sys.stdout.flush()
         elif self._last_kind:
             notes.print()
+
+
+class GrowingAnswer:
+    """An answer on a screen: its last lines while it grows, the whole as Markdown when it is done."""
+
+    def __init__(self) -> None:
+        from rich.live import Live
+
+        self._text = ""
+        self._console = Console(highlight=False)
+        self._live = Live(console=self._console, transient=True, get_renderable=self._tail, refresh_per_second=8)
+        self._live.start()
+
+    def feed(self, text: str) -> None:
+        self._text += text
+
+    def _tail(self) -> "Text":
+        from rich.text import Text
+
+        size = self._console.size
+        lines = Text(self._text[-size.width * size.height :]).wrap(self._console, size.width)
+        return Text("\n").join(lines[-max(1, size.height - 2) :])
+
+    def finish(self) -> None:
+        self._live.stop()
+        self._console.print(markdown(self._text))
+
+
+def harmless(text: str) -> str:
+    """Text without the characters that steer a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
+
+
+def markdown(text: str) -> "Markdown":
+    """Text as a model writes it; its formulas stand as code, for Markdown would eat their backslashes."""
+    from rich.markdown import Markdown
+
+    parts = re.split(r"(```.*?(?:```|\Z))", text, flags=re.DOTALL)  # plain, code, plain, …
+    for i in range(0, len(parts), 2):
+        parts[i] = re.sub(r"\\\[(.+?)\\\]|\$\$(.+?)\$\$", _block, parts[i], flags=re.DOTALL)
+        parts[i] = re.sub(r"\\\((.+?)\\\)", r"`\1`", parts[i], flags=re.DOTALL)
+    return Markdown("".join(parts))
+
+
+def _block(found: re.Match[str]) -> str:
+    return f"\n```\n{(found[1] or found[2]).strip()}\n```\n"
 
 
 def summary(done: Done) -> str:
@@ -140,7 +213,7 @@ def reply_json(conversation: Conversation, engine: Engine, question: str) -> str
     numbers: dict[str, Any] = {}
     with interrupts(engine) as ids:
         for event in conversation.ask(question, engine, ids.append):
-            if isinstance(event, Text):
+            if isinstance(event, protocol.Text):
                 texts[event.kind] += event.text
             elif isinstance(event, Done):
                 numbers = asdict(event)
@@ -148,54 +221,3 @@ def reply_json(conversation: Conversation, engine: Engine, question: str) -> str
                 numbers["decode_tokens_per_s"] = event.decode_tokens_per_s
     del numbers["id"]
     return json.dumps({**texts, **numbers}, ensure_ascii=False, indent=1)
-
-
-def chat(conversation: Conversation, engine: Engine, *, show_thought: bool) -> None:
-    """Questions from the keyboard until Ctrl-D, /bye, or Ctrl-C at the prompt. Raises EdgeError."""
-    from edge.errors import ContextOverflowError, EngineDiedError
-
-    with contextlib.suppress(ImportError):
-        import readline  # noqa: F401 - gives input() its history and editing
-    notes.print("[dim]Ask a question. /? lists the commands, Ctrl-D leaves.[/]")
-    while True:
-        try:
-            question = _read_question()
-        except (EOFError, KeyboardInterrupt):
-            notes.print()
-            return
-        command, _, argument = question.partition(" ")
-        match command:
-            case "":
-                continue
-            case "/bye" | "/exit" | "/quit":
-                return
-            case "/clear":
-                conversation.clear()
-                notes.print("[dim]forgotten[/]")
-            case "/system":
-                conversation.system = argument.strip() or None
-                conversation.clear()
-                notes.print("[dim]new conversation[/]")
-            case "/think":
-                show_thought = not show_thought
-                notes.print(f"[dim]thoughts are {'shown' if show_thought else 'hidden'}[/]")
-            case _ if command.startswith("/"):
-                notes.print(HELP, style="dim", markup=False)
-            case _:
-                try:
-                    reply(conversation, engine, question, show_thought=show_thought)
-                except (ContextOverflowError, EngineDiedError) as error:
-                    notes.print(f"[red]{error}[/]")
-
-
-def _read_question() -> str:
-    # input() writes its prompt to stdout; only a person at a keyboard wants one there
-    prompt = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
-    line = input(prompt).strip()
-    if not line.startswith('"""'):
-        return line
-    lines = [line[3:]]
-    while not lines[-1].rstrip().endswith('"""'):
-        lines.append(input("… " if prompt else ""))
-    lines[-1] = lines[-1].rstrip()[:-3]
-    return "\n".join(lines).strip()

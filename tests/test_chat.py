@@ -1,15 +1,17 @@
 """Conversations: what is kept, what is dropped, what becomes a control token and what stays text."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import pytest
 
-from edge.chat import Conversation, chat_template
+from edge.chat import Conversation, Dropped, Partial, chat_template, prompt_messages
 from edge.config import EngineSettings, Sampling
 from edge.engine.client import Engine
 from edge.engine.protocol import Done, Event, Generate, Text
 from edge.errors import ContextOverflowError, EngineDiedError
+from edge.messages import Attachment, Message, Settings
 from edge.model.gguf import read_model_info
 from edge.model.template import ChatTemplate
 from edge.tools import ToolSet
@@ -86,6 +88,89 @@ def test_a_question_that_got_no_whole_reply_is_taken_back(template: ChatTemplate
     with pytest.raises(EngineDiedError):
         list(conversation.ask("hello?", ScriptedEngine(dies=True)))
     assert conversation.messages == []
+
+
+def test_dropped_turns_are_told_and_room_for_several_turns_is_made(template: ChatTemplate) -> None:
+    engine, conversation = ScriptedEngine(n_max=1000), Conversation(template)
+    told = []
+    for i in range(30):
+        events = list(conversation.ask(f"question {i}, " + "x" * 60, engine))
+        told.append(sum(event.n_turns for event in events if isinstance(event, Dropped)))
+    assert sum(told) == conversation.n_dropped_turns
+    assert 2 < sum(1 for n in told if n) < 15, "not with every question"
+    assert max(told) > 1
+
+
+def test_stream_gives_what_reply_gives(template: ChatTemplate) -> None:
+    class Streaming(ScriptedEngine):
+        async def generate(self, request: Generate) -> AsyncGenerator[Event, None]:  # type: ignore[override]
+            for event in super().generate(request):
+                yield event
+
+    def talk() -> Conversation:
+        turns = [("user", "q" * 90), ("assistant", "a" * 90)] * 4
+        messages = [{"role": role, "content": text} for role, text in [*turns, ("user", "last?")]]
+        return Conversation(template, messages=messages)
+
+    async def streamed() -> list[Event | Dropped]:
+        return [event async for event in talk().stream(Streaming(n_max=500))]
+
+    assert [type(event) for event in asyncio.run(streamed())] == [
+        type(event) for event in talk().reply(ScriptedEngine(n_max=500))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("partial", "tail", "thinks", "inside"),
+    [
+        (Partial("7 + 5", "43"), "<think>\n7 + 5\n</think>\n\n43", False, False),
+        (Partial("7 + 5"), "<think>\n7 + 5", True, True),
+        (Partial("7 + 5", answers_now=True), "<think>\n7 + 5\n</think>\n\n", False, False),
+        (Partial("", "43"), "<think>\n\n</think>\n\n43", False, False),
+        (Partial(""), "<think>\n", True, False),
+    ],
+)
+def test_a_reply_goes_on_behind_what_was_said(
+    template: ChatTemplate, partial: Partial, tail: str, thinks: bool, inside: bool
+) -> None:
+    conversation = Conversation(template, partial=partial, messages=[{"role": "user", "content": "347 + 85?"}])
+    request = conversation.request()
+    assert "".join(text for text, _ in request.segments).endswith("<｜Assistant｜>" + tail)
+    assert (request.thinks, request.inside_thought) == (thinks, inside)
+    assert all(is_template for text, is_template in request.segments if "think>" in text), "tags are the template's"
+
+
+def test_a_cut_reply_of_the_demo_goes_on_to_the_right_answer(demo_model: Path, template: ChatTemplate) -> None:
+    """The thought and the sentence are cut at any character; greedy, the end is always the same."""
+    question = [{"role": "user", "content": "What is 347 + 85?"}]
+    with Engine(EngineSettings(str(demo_model), n_threads=1)) as engine:
+        engine.start()
+
+        def reply(partial: Partial | None) -> tuple[str, str]:
+            conversation = Conversation(template, Sampling(temperature=0), messages=question, partial=partial)
+            texts = [event for event in conversation.reply(engine) if isinstance(event, Text)]
+            return tuple("".join(t.text for t in texts if t.kind == kind) for kind in ("thought", "answer"))  # type: ignore[return-value]
+
+        thought, answer = reply(None)
+        assert answer == "347 + 85 = 432"
+        for n in (10, 31, 54, len(thought) - 1):
+            rest, ending = reply(Partial(thought[:n]))
+            assert (thought[:n] + rest, ending) == (thought, answer)
+        for n in (1, 3, 8, 12):
+            assert reply(Partial(thought, answer[:n])) == ("", answer[n:])
+        assert reply(Partial(thought, answers_now=True)) == ("", answer)
+
+
+def test_files_stand_before_their_question() -> None:
+    message = Message("1", None, "user", "Sum it.", 0.0, attachments=(Attachment("a.csv", "1,2\n", 3),))
+    assert prompt_messages([message]) == [{"role": "user", "content": "File a.csv:\n\n1,2\n\nEnd of a.csv.\n\nSum it."}]
+
+
+def test_settings_of_a_conversation_win_over_the_programs(template: ChatTemplate) -> None:
+    conversation = Conversation(template, Sampling(top_p=0.5), "old", 10)
+    conversation.set(Settings(system="", temperature=0.0, thinking_budget_tokens=0))
+    assert (conversation.system, conversation.max_tokens, conversation.max_thought_tokens) == ("", 10, 0)
+    assert (conversation.sampling.temperature, conversation.sampling.top_p) == (0.0, 0.5)
 
 
 def test_tools_reach_a_model_whose_template_has_no_place_for_them(demo_model: Path, template: ChatTemplate) -> None:

@@ -16,15 +16,34 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from edge.config import SAMPLING_RANGES, EngineSettings
 from edge.engine import protocol
-from edge.engine.protocol import AnswerNow, Cancel, Close, Done, Event, Failed, Generate, Load, Loading, Phase, Ready
+from edge.engine.protocol import (
+    AnswerNow,
+    Beat,
+    Cancel,
+    Close,
+    Detokenize,
+    Detokenized,
+    Done,
+    Event,
+    Failed,
+    Forget,
+    Generate,
+    Load,
+    Loading,
+    Phase,
+    Ready,
+    Tokenize,
+    Tokens,
+)
 from edge.errors import EdgeError, EngineDiedError, EngineDownError, OutOfRangeError, PoisonedRequestError
 
 logger = logging.getLogger(__name__)
@@ -45,7 +64,7 @@ State = Literal["loading", "ok", "restarting", "down", "closed"]
 class _Pending:
     """A request the engine has, or will get when it is back."""
 
-    request: Generate
+    request: Generate | Tokenize | Detokenize
     events: asyncio.Queue[Event | EdgeError] = field(default_factory=asyncio.Queue)
     phase: Literal["sent", "arrived", "waiting", "running"] = "sent"
 
@@ -57,6 +76,7 @@ class EngineClient:
         self.settings = replace(settings, model=str(Path(settings.model).absolute()))
         self.state: State = "loading"
         self.ready: Ready | None = None
+        self.beat = Beat()  # the engine's last word on how full it is
         self.n_deaths = 0
         self.last_death: str | None = None
         self._on_loading = on_loading
@@ -87,13 +107,10 @@ class EngineClient:
             raise self._load_error or EngineDownError(self.last_death or "it did not start")
         return self.ready
 
-    async def generate(self, request: Generate) -> AsyncIterator[Event]:
+    async def generate(self, request: Generate) -> AsyncGenerator[Event, None]:
         """Progress, Text … and Done. Closing the iterator early cancels the request. Raises EdgeError."""
         self._refuse(request)
-        pending = _Pending(request)
-        assert request.id not in self._pending, "request ids are unique"
-        self._pending[request.id] = pending
-        self._send(request)
+        pending = self._put(request)
         try:
             while True:
                 event = await pending.events.get()
@@ -106,6 +123,25 @@ class EngineClient:
             if self._pending.pop(request.id, None) is not None:
                 self.cancel(request.id)
 
+    async def tokenize(self, segments: tuple[tuple[str, bool], ...]) -> tuple[int, ...]:
+        """The tokens of a text in (text, is_template) pieces. Raises EdgeError."""
+        tokens = await self._asked(Tokenize(uuid.uuid4().hex, segments))
+        assert isinstance(tokens, Tokens)
+        return tokens.tokens
+
+    async def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of tokens. Raises EdgeError; OutOfRangeError for a token that is not in the vocabulary."""
+        text = await self._asked(Detokenize(uuid.uuid4().hex, tuple(tokens)))
+        assert isinstance(text, Detokenized)
+        return text.text
+
+    def fail(self, error: EdgeError) -> None:
+        """End every request with error."""
+        for request_id, pending in self._pending.items():
+            self.cancel(request_id)
+            pending.events.put_nowait(error)
+        self._pending.clear()
+
     def cancel(self, request_id: str) -> None:
         """End a request; its stream ends with finish_reason "cancelled"."""
         self._send(Cancel(request_id))
@@ -113,6 +149,10 @@ class EngineClient:
     def answer_now(self, request_id: str) -> None:
         """End the thought of a request; its answer begins."""
         self._send(AnswerNow(request_id))
+
+    def forget(self, conversation: str) -> None:
+        """Free the KV memory of a conversation; `beat` tells how much is held then."""
+        self._send(Forget(conversation))
 
     async def close(self) -> None:
         """Stop the engine; requests still running are dropped."""
@@ -128,6 +168,27 @@ class EngineClient:
                 await self._supervisor
 
     # ---- requests
+
+    def _put(self, request: Generate | Tokenize | Detokenize) -> _Pending:
+        """Send a request, now or when the engine is up."""
+        assert request.id not in self._pending, "request ids are unique"
+        pending = self._pending[request.id] = _Pending(request)
+        if self.state == "ok":
+            self._send(request)
+        return pending
+
+    async def _asked(self, request: Tokenize | Detokenize) -> Event:
+        """The one event that answers a request."""
+        if self.state in ("down", "closed"):
+            raise EngineDownError(self.last_death or "it was stopped")
+        pending = self._put(request)
+        try:
+            event = await pending.events.get()
+        finally:
+            self._pending.pop(request.id, None)
+        if isinstance(event, EdgeError):
+            raise event
+        return event
 
     def _refuse(self, request: Generate) -> None:
         """Raise for a request that would never be answered, or asks for what makes no sense."""
@@ -167,7 +228,9 @@ class EngineClient:
             case Failed(request_id):
                 if pending := self._pending.pop(request_id, None):
                     pending.events.put_nowait(event.exception())
-            case Done(id=request_id):
+            case Beat():
+                self.beat = event
+            case Done(id=request_id) | Tokens(id=request_id) | Detokenized(id=request_id):
                 if pending := self._pending.pop(request_id, None):
                     pending.events.put_nowait(event)
             case protocol.Text(id=request_id) | protocol.Progress(id=request_id) | protocol.TokenLogprob(id=request_id):
@@ -263,8 +326,10 @@ class EngineClient:
     def _bury(self, reason: str, now: float) -> None:
         """Fail what was active when the engine died; what only waited is sent again when it is back."""
         for request_id, pending in list(self._pending.items()):
-            if pending.phase in ("arrived", "running"):
-                self._blame.setdefault(_fingerprint(pending.request), []).append(now)
+            question = not isinstance(pending.request, Generate)  # about tokens: small, and answered at once
+            if question or pending.phase in ("arrived", "running"):
+                if isinstance(pending.request, Generate):
+                    self._blame.setdefault(_fingerprint(pending.request), []).append(now)
                 del self._pending[request_id]
                 pending.events.put_nowait(EngineDiedError(reason))
             else:
@@ -340,6 +405,21 @@ class Engine:
 
     def answer_now(self, request_id: str) -> None:
         self._loop.call_soon_threadsafe(self._client.answer_now, request_id)
+
+    def tokenize(self, segments: tuple[tuple[str, bool], ...]) -> tuple[int, ...]:
+        return self._call(self._client.tokenize(segments))
+
+    def forget(self, conversation: str) -> None:
+        self._loop.call_soon_threadsafe(self._client.forget, conversation)
+
+    @property
+    def beat(self) -> Beat:
+        return self._client.beat
+
+    @property
+    def n_ctx_tokens(self) -> int:
+        assert self._client.ready is not None, "started"
+        return self._client.ready.n_ctx_tokens
 
     def close(self) -> None:
         self._call(self._client.close())

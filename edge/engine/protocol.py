@@ -54,6 +54,9 @@ class Generate:
     client: str = ""  # whose request; waiting requests of different clients take turns
     n_logprobs: int | None = None  # tell each token's log-probability, and those of the n likeliest; None: not
     ignore_end: bool = False  # never sample an end token (measurements want a fixed length)
+    min_reply_tokens: int = 0  # a prompt that leaves less room is refused, but for a quarter of the context at most
+    inside_thought: bool = False  # the prompt ends in the middle of a thought
+    conversation: str = ""  # whose text the KV memory will hold, for Forget
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,29 @@ class AnswerNow:
     """End the thought of a running reply and begin its answer."""
 
     id: str
+
+
+@dataclass(frozen=True)
+class Tokenize:
+    """The tokens of a text in segments are wanted, as a prompt would be read."""
+
+    id: str
+    segments: tuple[tuple[str, bool], ...]
+
+
+@dataclass(frozen=True)
+class Detokenize:
+    """The text of tokens is wanted."""
+
+    id: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Forget:
+    """Empty the KV memory that holds a conversation's text and is not at work."""
+
+    conversation: str
 
 
 @dataclass(frozen=True)
@@ -94,7 +120,11 @@ class Ready:
 
 @dataclass(frozen=True)
 class Beat:
-    """The engine is alive; sent at least once a second between steps."""
+    """The engine is alive, and how full it is; sent at least once a second between steps."""
+
+    n_running: int = 0  # requests in a slot
+    n_waiting: int = 0
+    n_kv_tokens: int = 0  # that the slots hold; what they share counts for each
 
 
 @dataclass(frozen=True)
@@ -148,6 +178,7 @@ class Done:
     queue_time_s: float  # from arrival to the first prompt token
     prefill_time_s: float  # from the first prompt token to the first output token
     decode_time_s: float  # from the first output token to the last
+    stop: str | None = None  # the stop string that ended the answer
 
     @property
     def n_output_tokens(self) -> int:
@@ -166,6 +197,22 @@ class Done:
     def decode_tokens_per_s(self) -> float:
         """The first output token belongs to the prefill, so n - 1 tokens take decode_time_s."""
         return (self.n_output_tokens - 1) / self.decode_time_s if self.decode_time_s else 0.0
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What Tokenize asked for."""
+
+    id: str
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Detokenized:
+    """What Detokenize asked for; bytes that are no whole character show as U+FFFD."""
+
+    id: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -188,11 +235,11 @@ class Failed:
         return kind(**self.facts)
 
 
-Request = Load | Generate | Cancel | AnswerNow | Close
-Event = Loading | Ready | Beat | Phase | Progress | Text | TokenLogprob | Done | Failed
+Request = Load | Generate | Cancel | AnswerNow | Tokenize | Detokenize | Forget | Close
+Event = Loading | Ready | Beat | Phase | Progress | Text | TokenLogprob | Done | Tokens | Detokenized | Failed
 _KINDS: dict[str, type] = {kind.__name__: kind for kind in (*Request.__args__, *Event.__args__)}
 _NESTED: dict[str, type] = {"settings": EngineSettings, "sampling": Sampling, "constraint": Constraint}
-_TUPLES, _PAIRS = ("stops", "stop_tokens"), ("segments", "top")
+_TUPLES, _PAIRS = ("stops", "stop_tokens", "tokens"), ("segments", "top")
 
 
 def encode(message: Request | Event) -> bytes:

@@ -18,21 +18,34 @@ from edge.engine.grammar import Grammars
 from edge.engine.prefix import PrefixStore
 from edge.engine.protocol import (
     AnswerNow,
+    Beat,
     Cancel,
+    Detokenize,
+    Detokenized,
     Done,
     Event,
     Failed,
     FinishReason,
+    Forget,
     Generate,
     Kind,
     Phase,
     Progress,
     Text,
+    Tokenize,
     TokenLogprob,
+    Tokens,
 )
 from edge.engine.reasoning import CLOSING, Reasoning, opens_thought
 from edge.engine.stream import Door, Slot, Stream
-from edge.errors import BusyError, ConstraintDeadEndError, ContextOverflowError, EdgeError, EngineError
+from edge.errors import (
+    BusyError,
+    ConstraintDeadEndError,
+    ContextOverflowError,
+    EdgeError,
+    EngineError,
+    OutOfRangeError,
+)
 
 NO_ROOM = 1  # decode code: the KV pool is full, nothing was changed
 MIN_CHUNK_TOKENS = 16  # smaller prompt chunks lose more than 10 % of the prefill rate
@@ -92,17 +105,19 @@ class Scheduler:
         n_ctx = self._llama.n_ctx_tokens
         if not prompt:
             raise EngineError("the prompt is empty", "type a question")
-        if len(prompt) >= n_ctx:
+        if len(prompt) + min(request.min_reply_tokens, n_ctx // 4) >= n_ctx:
             raise ContextOverflowError(len(prompt), n_ctx)
-        if not request.thinks:
-            phase: Literal["start", "thought", "answer"] = "answer"
+        # a reply that goes on in the middle of a sentence: its first space counts
+        goes_on: Kind | None = "thought" if request.inside_thought else None if request.thinks else "answer"
+        if goes_on is not None:
+            phase: Literal["start", "thought", "answer"] = goes_on
         else:
             phase = "thought" if opens_thought("".join(text for text, _ in request.segments[-2:])) else "start"
         return Stream(
             request=request,
             arrived_s=self._clock(),
             todo=prompt,
-            reasoning=Reasoning(phase),
+            reasoning=Reasoning(phase, _shown=goes_on),
             sampler=self._llama.new_sampler(request.sampling, self._end_tokens if request.ignore_end else []),
             matcher=self._grammars.matcher(request.constraint) if request.constraint else None,
             n_prompt_tokens=len(prompt),
@@ -120,6 +135,31 @@ class Scheduler:
         for stream in self._streams():
             if stream.request.id == message.id:
                 stream.answers_now = True
+
+    def tokens(self, message: Tokenize) -> Event:
+        """The tokens of a text."""
+        return Tokens(message.id, tuple(self._llama.tokenize_segments(message.segments)))
+
+    def text(self, message: Detokenize) -> Event:
+        """The text of tokens, control tokens spelled out; Failed if one is not in the vocabulary."""
+        n_vocab = self._llama.n_vocab
+        for token in message.tokens:
+            if not 0 <= token < n_vocab:
+                return Failed.of(message.id, OutOfRangeError("token", token, 0, n_vocab - 1))
+        return Detokenized(message.id, b"".join(map(self._llama.piece, message.tokens)).decode("utf-8", "replace"))
+
+    def forget(self, message: Forget) -> None:
+        """Empty every slot that holds a conversation's text and is not at work."""
+        at_work = [stream.slot for stream in self._active]
+        for slot in self._slots:
+            if slot.conversation and slot.conversation == message.conversation and slot not in at_work:
+                self._llama.remove(slot.sequence)
+                slot.tokens, slot.conversation = [], ""
+
+    def beat(self) -> Beat:
+        """How full it is."""
+        n_kv_tokens = sum(len(slot.tokens) for slot in self._slots)
+        return Beat(len(self._active), len(self._waiting) + len(self._parked), n_kv_tokens)
 
     def _streams(self) -> list[Stream]:
         return [*self._waiting, *self._parked, *self._active]
@@ -154,6 +194,7 @@ class Scheduler:
                 break
             self._waiting.remove(stream)
             stream.slot = self._slot_for(stream.todo)
+            stream.slot.conversation = stream.request.conversation
             n_shared = len(stream.slot.tokens)
             del stream.todo[:n_shared]
             if stream.n_parked == 0:
@@ -313,8 +354,8 @@ class Scheduler:
             stream.n_thought_tokens += 1
         else:
             stream.n_answer_tokens += 1
-        if self._show(stream, stream.characters.feed(self._llama.piece(token))):
-            self._finish(stream, "stop", flush=False)
+        if stop := self._show(stream, stream.characters.feed(self._llama.piece(token))):
+            self._finish(stream, "stop", flush=False, stop=stop)
             return
         stream.todo = [token]
         if stream.matcher is not None and reasoning.phase == "answer":
@@ -353,8 +394,8 @@ class Scheduler:
         stream.todo = stream.todo + self._llama.tokenize(CLOSING, control=True)
         self._show(stream, stream.characters.finish() + CLOSING)
 
-    def _show(self, stream: Stream, text: str) -> bool:
-        """Emit what can be shown; True if a stop string ended the answer."""
+    def _show(self, stream: Stream, text: str) -> str | None:
+        """Emit what can be shown; returns the stop string that ended the answer, if one did."""
         for kind, piece in stream.reasoning.feed(text):
             if kind == "answer":
                 piece, stop = stream.stops.feed(piece)
@@ -362,20 +403,20 @@ class Scheduler:
                     stream.is_silent = False
                     self._outbox.append(Text(stream.request.id, kind, piece))
                 if stop is not None:
-                    return True
+                    return stop
             else:
                 stream.answers_now |= stream.loops.feed(piece)
                 self._outbox.append(Text(stream.request.id, kind, piece))
-        return False
+        return None
 
     # ---- endings
 
-    def _finish(self, stream: Stream, reason: FinishReason, *, flush: bool = True) -> None:
+    def _finish(self, stream: Stream, reason: FinishReason, *, flush: bool = True, stop: str | None = None) -> None:
         """Tell the end and free the slot; its tokens stay in the KV cache for whoever shares them.
 
         flush: show what was held back, unless a stop string or the user ended the reply.
         """
-        if flush and not self._show(stream, stream.characters.finish()):
+        if flush and (stop := self._show(stream, stream.characters.finish())) is None:
             held = [*stream.reasoning.finish(), ("answer", stream.stops.finish())]
             self._outbox += [Text(stream.request.id, kind, piece) for kind, piece in held if piece]
         first_s = stream.first_token_s
@@ -391,6 +432,7 @@ class Scheduler:
                 queue_time_s=(stream.started_s or now) - stream.arrived_s,
                 prefill_time_s=(first_s or now) - stream.started_s if stream.started_s else 0.0,
                 decode_time_s=stream.last_token_s - first_s if first_s is not None else 0.0,
+                stop=stop,
             )
         )
         self._leave(stream)

@@ -47,6 +47,7 @@ class Slot:
     tokens: list[int] = field(default_factory=list)
     n_question_tokens: int = 0  # the last request's prompt, but for what opens the assistant's turn
     last_used: int = 0  # number of the step
+    conversation: str = ""  # whose text it holds
 
 
 @dataclass(eq=False)

@@ -18,7 +18,21 @@ from pathlib import Path
 from edge.board.topology import pin
 from edge.engine import protocol
 from edge.engine.prefix import PrefixStore
-from edge.engine.protocol import AnswerNow, Beat, Cancel, Close, Event, Failed, Generate, Load, Loading, Phase, Ready
+from edge.engine.protocol import (
+    AnswerNow,
+    Cancel,
+    Close,
+    Detokenize,
+    Event,
+    Failed,
+    Forget,
+    Generate,
+    Load,
+    Loading,
+    Phase,
+    Ready,
+    Tokenize,
+)
 from edge.engine.scheduler import Scheduler
 from edge.errors import EdgeError
 
@@ -85,10 +99,13 @@ def serve(front: Front) -> None:
     last_beat_s = 0.0
     while _receive(front, scheduler):
         front.send(*scheduler.admit())  # told before the step: a step that kills us names its requests
-        front.send(*scheduler.step())
-        if (now := time.perf_counter()) - last_beat_s >= BEAT_S:
-            front.send(Beat())
+        had_work = scheduler.has_work
+        events = scheduler.step()
+        comes_to_rest = had_work and not scheduler.has_work
+        if (now := time.perf_counter()) - last_beat_s >= BEAT_S or comes_to_rest:
+            events.insert(0, scheduler.beat())  # who hears of the end knows what is held
             last_beat_s = now
+        front.send(*events)
     if prefixes is not None:
         prefixes.finish()
     model.close()
@@ -110,6 +127,13 @@ def _receive(front: Front, scheduler: Scheduler) -> bool:
                 scheduler.cancel(message)
             case AnswerNow():
                 scheduler.answer_now(message)
+            case Tokenize():
+                front.send(scheduler.tokens(message))
+            case Detokenize():
+                front.send(scheduler.text(message))
+            case Forget():
+                scheduler.forget(message)
+                front.send(scheduler.beat())
             case Close():
                 return False
 

@@ -104,7 +104,7 @@ def test_leaving_a_stream_frees_its_slot(demo_model: Path) -> None:
     async def work(client: EngineClient) -> None:
         stream = client.generate(endless())
         await first_text(stream)
-        await stream.aclose()  # type: ignore[attr-defined]
+        await stream.aclose()
         assert answer(await collect(client.generate(ask("2")))).endswith("432")
 
     with_client(settings(demo_model, n_slots=1), work)
@@ -303,3 +303,27 @@ def test_choices_of_one_prompt_differ_by_seed_and_read_it_once(demo_model: Path)
         assert cached[1] > 50
 
     with_client(settings(demo_model), work)
+
+
+def test_a_cleared_conversation_frees_its_kv_memory(demo_model: Path) -> None:
+    async def work(client: EngineClient) -> None:
+        await collect(client.generate(ask("1", conversation="c")))
+        client.forget("other")
+        assert await beat_after(client) > 30
+        client.forget("c")
+        assert await beat_after(client) == 0
+
+    async def beat_after(client: EngineClient) -> int:
+        """Tokens held, as told behind everything asked so far."""
+        await client.tokenize((("x", False),))
+        return client.beat.n_kv_tokens
+
+    with_client(settings(demo_model), work)
+
+
+def test_tokens_of_a_text_are_counted_as_a_prompt_is_read(demo_model: Path) -> None:
+    with Engine(settings(demo_model)) as engine:
+        engine.start()
+        n_tokens = len(engine.tokenize(PROMPT))
+        (done,) = [event for event in engine.generate(ask()) if isinstance(event, Done)]
+    assert n_tokens == done.n_prompt_tokens

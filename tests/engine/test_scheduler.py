@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from edge.config import EngineSettings, Sampling
-from edge.engine.protocol import AnswerNow, Cancel, Constraint, Done, Event, Failed, Generate, Progress, Text
+from edge.engine.protocol import AnswerNow, Cancel, Constraint, Done, Event, Failed, Forget, Generate, Progress, Text
 from edge.engine.reasoning import CLOSING
 from edge.engine.scheduler import Scheduler
 from tests.fakes import FakeLlama, replies
@@ -344,3 +344,48 @@ def test_a_group_of_rows_is_filled_rather_than_left_one_short() -> None:
     assert max(llama.widths) == 4
     assert 3 not in llama.widths
     assert not llama.kv[3], "the spare sequence is emptied after each step"
+
+
+# ---------------------------------------------------------------- conversations
+
+
+def test_a_forgotten_conversation_leaves_the_kv_memory_and_others_stay() -> None:
+    llama = FakeLlama(replies(("one:", "x" * 20), ("two:", "y" * 20)))
+    s = scheduler(llama)
+    for name in ("one", "two"):
+        s.submit(request(name, f"{name}:", conversation=name))
+    run(s)
+    n_before = s.beat().n_kv_tokens
+    s.forget(Forget("one"))
+    assert sorted(bytes(kv)[:4] for kv in llama.kv.values() if kv) == [b"two:"]
+    assert 0 < s.beat().n_kv_tokens < n_before
+    s.submit(request("again", "one:", conversation="one"))
+    assert done(run(s), "again").n_cached_tokens == 0, "it is really read again"
+
+
+def test_a_conversation_at_work_is_not_forgotten_under_its_feet() -> None:
+    s = scheduler(FakeLlama(replies(("a", "x" * 50))))
+    s.submit(request("1", "a", conversation="c"))
+    events = s.admit() + s.step()
+    s.forget(Forget("c"))
+    assert text(events + run(s), "1") == "x" * 50
+
+
+def test_a_prompt_that_leaves_less_room_than_wanted_is_refused() -> None:
+    s = scheduler(FakeLlama(replies(("p" * 80, "x")), n_ctx_tokens=100))
+    s.submit(request("roomy", "p" * 80, min_reply_tokens=19))
+    s.submit(request("tight", "p" * 80, min_reply_tokens=20))
+    s.submit(request("greedy", "p" * 74, min_reply_tokens=10**6))
+    events = s.step()
+    assert {e.id: e.facts for e in events if isinstance(e, Failed)} == {
+        "tight": {"n_prompt_tokens": 80, "n_ctx_tokens": 100}
+    }
+
+
+def test_a_reply_goes_on_in_the_middle_of_a_thought_or_of_a_sentence() -> None:
+    s = scheduler(FakeLlama(replies(("in thought", " goes on\n</think>\n\nso"), ("in answer", " goes on"))))
+    s.submit(request("1", "in thought", thinks=True, inside_thought=True))
+    s.submit(request("2", "in answer"))
+    events = run(s)
+    assert (text(events, "1", "thought"), text(events, "1")) == (" goes on", "so")
+    assert text(events, "2") == " goes on"
