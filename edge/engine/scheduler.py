@@ -120,8 +120,7 @@ class Scheduler:
             request=request,
             arrived_s=self._clock(),
             todo=prompt,
-            # what goes on in the middle of a sentence keeps its first space
-            reasoning=Reasoning(phase, _shown=goes_on if goes_on or request.thinks else "answer"),
+            reasoning=Reasoning(phase, _shown=goes_on),
             sampler=self._llama.new_sampler(request.sampling, self._end_tokens if request.ignore_end else []),
             matcher=self._grammars.matcher(request.constraint) if request.constraint else None,
             n_prompt_tokens=len(prompt),

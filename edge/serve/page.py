@@ -71,6 +71,11 @@ def files(folder: Path = FOLDER) -> dict[str, File]:
     return found
 
 
+def paths(folder: Path = FOLDER) -> frozenset[str]:
+    """Every path of the page: none of them asks for a key."""
+    return frozenset({"/", *(f"/web/{name}" for name in files(folder))})
+
+
 def router(folder: Path = FOLDER) -> APIRouter:
     """The routes of the page: GET / and GET /web/…"""
     routes = APIRouter(include_in_schema=False)

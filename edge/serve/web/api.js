@@ -24,7 +24,7 @@ async function send(method, path, { body, raw, signal } = {}) {
   const headers = {};
   if (key) headers.Authorization = `Bearer ${key}`;
   if (raw !== undefined) headers["Content-Type"] = "application/octet-stream";
-  else if (body !== undefined) headers["Content-Type"] = "application/json";
+  else if (method !== "GET") headers["Content-Type"] = "application/json";
   const payload = raw ?? (body === undefined ? undefined : JSON.stringify(body));
   let response;
   try {
