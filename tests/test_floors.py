@@ -104,6 +104,7 @@ FLOORS = {
     "benchmarks/measure.py": 5,
     "benchmarks/peers.py": 4,
     "benchmarks/engine_bench.py": 5,
+    "benchmarks/page_bench.py": 5,
     "benchmarks/load.py": 4,
     "benchmarks/report.py": 4,
     "benchmarks/history_bench.py": 3,

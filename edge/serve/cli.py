@@ -86,8 +86,8 @@ def serve(
     """
     from edge.chat import chat_template
     from edge.engine.client import EngineClient
-    from edge.model.gguf import read_model_info
     from edge.history import History
+    from edge.model.gguf import read_model_info
     from edge.serve import conversations, page, problems
     from edge.serve.app import make_app
     from edge.serve.body import StrictRoute
