@@ -89,9 +89,9 @@ def typing_possible_s(browser: Browser, server: ScriptedServer) -> float:
     page, _ = new_page(browser, server)
     start = time.perf_counter()
     page.goto(server.url, wait_until="commit")
-    page.wait_for_function("document.activeElement?.id === 'question' && 'ready' in document.documentElement.dataset")
+    page.wait_for_function("() => document.activeElement?.id === 'question' && 'ready' in document.documentElement.dataset")
     page.keyboard.type("x")
-    page.wait_for_function("document.querySelector('#question').value === 'x'")
+    page.wait_for_function("() => document.querySelector('#question').value === 'x'")
     elapsed_s = time.perf_counter() - start
     page.context.close()
     return elapsed_s
@@ -139,7 +139,7 @@ def measure(n_tokens: int) -> dict[str, Any]:
         latencies_ms = sorted(page.evaluate("window.latencies"))
         page.reload()  # the same text, rendered at once
         page.wait_for_selector(".figures")
-        page.wait_for_function("document.querySelectorAll('.math-inline, .math-block').length === 0")
+        page.wait_for_function("() => document.querySelectorAll('.math-inline, .math-block').length === 0")
         whole = page.evaluate("document.querySelector('.answer').textContent")
         browser.close()
     return {

@@ -81,7 +81,7 @@ def picture(browser: Browser, name: str, options: dict[str, object], script: Scr
             page.wait_for_selector(".katex, .reading progress")
             if not holds:
                 page.wait_for_selector(".figures")
-                page.wait_for_function("document.querySelectorAll('.math-inline, .math-block').length === 0")
+                page.wait_for_function("() => document.querySelectorAll('.math-inline, .math-block').length === 0")
                 page.evaluate("document.querySelector('#scroller').scrollTop = 0")
         page.wait_for_timeout(700)  # fonts and colours
         page.mouse.move(0, 0)

@@ -11,7 +11,7 @@ const isTouch = () => matchMedia("(pointer: coarse)").matches;
 
 /** actions: send(text, attachments) resolves when the question is stored; stop(), answerNow(). */
 export class Composer {
-  #draft = "draft.new";
+  #draft = null; // where what is typed is kept; nowhere before the first conversation is open
   #attachments = []; // {name, n_tokens, text} or {name, isReading} or {name, error}
   #isBusy = false;
   #isSending = false;
@@ -121,7 +121,7 @@ export class Composer {
   #saveDraft() {
     clearTimeout(this.#draftTimer);
     this.#draftTimer = null;
-    remember(this.#draft, this.field.value);
+    if (this.#draft) remember(this.#draft, this.field.value);
   }
 
   #key(event) {

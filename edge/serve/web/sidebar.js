@@ -180,7 +180,7 @@ export class Sidebar {
   async #export(entry, format) {
     try {
       const blob = await api.export(entry.id, format);
-      const name = (entry.title || "conversation").replace(/[\\/:*?"<>|\p{Cc}]+/gu, " ").trim();
+      const name = (entry.title || "conversation").replace(/[\\/:*?"<>|\s\p{Cc}]+/gu, " ").trim();
       const link = h("a", { href: URL.createObjectURL(blob), download: `${name}.${format === "json" ? "json" : "md"}` });
       link.click();
       setTimeout(() => URL.revokeObjectURL(link.href), 10_000);

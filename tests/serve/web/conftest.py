@@ -74,13 +74,13 @@ class Tab:
         self.page.press("#question", "Enter")
         return self
 
-    def until(self, condition: str, argument: Any = None) -> None:
-        """Wait until JavaScript says so."""
-        self.page.wait_for_function(condition, arg=argument)
+    def until(self, expression: str, argument: Any = None) -> None:
+        """Wait until JavaScript, which knows the argument as n, says so."""
+        self.page.wait_for_function(f"async (n) => {expression}", arg=argument)
 
     def answered(self, n: int = 1) -> Locator:
         """Wait for the n-th finished answer on the page; that answer."""
-        self.until("n => document.querySelectorAll('.reply[data-state=done]').length >= n", n)
+        self.until("document.querySelectorAll('.reply[data-state=done]').length >= n", n)
         return self.find(".reply").nth(n - 1).locator(".answer")
 
     def texts(self, selector: str) -> list[str]:

@@ -117,7 +117,7 @@ def test_the_answer_and_its_code_can_be_copied(tabs, server):
     expect(tab.find(".code .is-done")).to_be_visible()
     assert tab.page.evaluate("navigator.clipboard.readText()") == "print(1)\n"
     tab.find(".reply .actions").get_by_role("button", name="Copy").click()
-    tab.until("async () => (await navigator.clipboard.readText()).startsWith('Run:')")
+    tab.until("(await navigator.clipboard.readText()).startsWith('Run:')")
 
 
 def test_deleting_a_message_asks_first_and_takes_what_follows(tab, server):
