@@ -5,7 +5,8 @@
 #   bash scripts/test.sh tests/model -k gguf   the rest of the line goes to pytest
 #   bash scripts/test.sh --help                this text
 #
-# A fresh machine builds llama.cpp first: some minutes. Afterwards only the checks and the tests take time.
+# A fresh machine builds llama.cpp first: some minutes. Afterwards only the checks and the tests take time. The chat page
+# is tested in Chromium: as root on Debian it is installed when it is missing, else the line that installs it is named.
 
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -13,9 +14,20 @@ set -euo pipefail
 
 case ${1:-} in -h | --help) help && exit ;; esac
 
+need_chromium() {
+  [ -x "${CHROMIUM:-}" ] || command -v chromium >/dev/null && return
+  local line="apt-get install --yes --no-install-recommends chromium"
+  if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+    say "installing Chromium for the tests of the chat page"
+    { apt-get update && $line; } >/dev/null 2>&1 && return
+  fi
+  die "the tests of the chat page need Chromium; run: $line, or set CHROMIUM to where it is"
+}
+
 began=$SECONDS
 failures=()
 cd -- "$root"
+need_chromium
 bash scripts/setup.sh
 bash scripts/check.sh || failures+=(checks)
 "$venv/bin/python" -m pytest "$@" </dev/null || failures+=(tests)

@@ -2,8 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -22,16 +21,24 @@ from edge.serve.problems import MethodError, NotFoundError, body_of, code_of, he
 logger = logging.getLogger(__name__)
 requests_log = logging.getLogger("edge.requests")
 
-WEB = Path(__file__).parent / "web"  # the chat page, where it is installed
-
 # What speaks for other clients: its routes, and the beginning of the paths whose errors it writes.
 Maker = Callable[[Desk], APIRouter]
 TRANSLATIONS: tuple[Maker, ...] = ()
 PROBLEM_FORMS: dict[str, ProblemForm] = {}
 
 
-def make_app(desk: Desk, rules: Rules, *, json_log: bool = False, routers: tuple[APIRouter, ...] = ()) -> ASGIApp:
-    """The ASGI application. routers: more routes, of features that have state of their own."""
+async def _nothing() -> None: ...
+
+
+def make_app(
+    desk: Desk,
+    rules: Rules,
+    *,
+    json_log: bool = False,
+    routers: tuple[APIRouter, ...] = (),
+    on_close: Callable[[], Awaitable[None]] = _nothing,
+) -> ASGIApp:
+    """The ASGI application. routers: more routes, of features that have state of their own; on_close puts it away."""
     forms = {**PROBLEM_FORMS, **rules.forms}
 
     def form(path: str) -> ProblemForm:
@@ -44,6 +51,7 @@ def make_app(desk: Desk, rules: Rules, *, json_log: bool = False, routers: tuple
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        await on_close()
         await desk.engine.close()
 
     app = FastAPI(title="edge", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)

@@ -5,6 +5,7 @@ import logging
 import os
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound
 KEY_VARIABLES = ["EDGE_API_KEY", "EDGE_SERVE_API_KEY"]  # white space between several
+MAX_UPLOAD_BYTES = {"/api/attachments": 20 << 20, "/api/conversations/import": 64 << 20}
 KEY_HELP = "A key clients must send; several may be given. Others see it in the process list: prefer a file."
 
 
@@ -84,9 +86,13 @@ def serve(
     """
     from edge.chat import chat_template
     from edge.engine.client import EngineClient
+    from edge.history import History
     from edge.model.gguf import read_model_info
+    from edge.serve import conversations, page, problems
     from edge.serve.app import make_app
+    from edge.serve.body import StrictRoute
     from edge.serve.desk import Desk
+    from edge.serve.replies import Replies
     from edge.serve.server import Serving, listen, run
     from edge.serve.wire import Limits
 
@@ -112,7 +118,18 @@ def serve(
     _log_to_stderr(json_log=json_log, quiet=quiet)
     desk = Desk(EngineClient(settings), info, template, alias or info.path.stem)
     desk.logs_prompts = log_prompts
-    app = make_app(desk, rules, json_log=json_log)
+    history = History()
+    replies = Replies(history, desk.engine, template, sampling=desk.defaults, on_done=desk.metrics.done,
+                      code_of=problems.code_of)  # fmt: skip
+
+    async def close_chat() -> None:
+        await replies.close()
+        history.close()
+
+    chat = conversations.router(history, replies, model=desk.model, route_class=StrictRoute)
+    rules = replace(rules, public=rules.public | page.paths(), raw=rules.raw | {"/api/attachments"},
+                    max_bytes_of={**rules.max_bytes_of, **MAX_UPLOAD_BYTES})  # fmt: skip
+    app = make_app(desk, rules, json_log=json_log, routers=(page.router(), chat), on_close=close_chat)
     _greet(host, listener.getsockname()[1], desk.model, made_key, has_key=bool(rules.keys))
     try:
         run(Serving(app, desk, Limits(n_connections=max_connections), grace), listener)

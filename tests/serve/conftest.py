@@ -131,7 +131,7 @@ def serving(folder: Path, *options: str, model: Path | None = None, patch: str =
             stdout=subprocess.PIPE,
             stderr=log,
             text=True,
-            env={**os.environ, "EDGE_CONFIG": str(folder / "config"), **env},
+            env={**os.environ, "EDGE_CONFIG": str(folder / "config"), "EDGE_DATA": str(folder / "data"), **env},
         )
     server = Server(process, 0, log_file)
     try:
