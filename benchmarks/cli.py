@@ -9,6 +9,8 @@ import click
 from benchmarks.workload import PRESETS, Workload, preset
 
 if TYPE_CHECKING:
+    from benchmarks.endpoint import EngineEndpoint, UrlEndpoint
+    from benchmarks.load import Mix
     from benchmarks.record import Record
     from benchmarks.runner import Job
     from benchmarks.shapes import Layout
@@ -238,3 +240,174 @@ def judged_speed(made: "Layout", **options: Any) -> str:
     if options["kind"] == "prompt":
         return str(roofline.judge_prompt(made, device, options["claim"]))
     return str(roofline.judge_generation(made, device, options["claim"], options["depth"]))
+
+
+@bench.command()
+@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
+@click.option("--title", default="Benchmark", show_default=True, metavar="TEXT")
+@click.option("--out", type=PATH, metavar="FILE", help="Write FILE.md, .html, .png, .svg, .csv, .jsonl or .sql.")
+@click.option("--as", "form", type=click.Choice(["markdown", "sbc-reviews"]), default="markdown", show_default=True)
+def report(files: tuple[Path, ...], title: str, out: Path | None, form: str) -> None:
+    """Make a report of the records in FILES, of one board or of several.
+
+    .jsonl and .sql are as llama-bench writes them; without --out, Markdown goes to stdout.
+
+    \b
+    edge bench report results.jsonl
+    edge bench report pi5.jsonl rock5.jsonl --out report.html
+    edge bench report results.jsonl --as sbc-reviews
+    """
+    from benchmarks import exchange, markdown, page, plots, record
+
+    records = record.read(files)
+    if not records:
+        raise record.RecordError(files[0], "holds no records", "measure first: edge bench --out FILE")
+    writers = {
+        ".md": lambda: (
+            markdown.sbc_reviews_text(records) if form == "sbc-reviews" else markdown.report_text(records, title)
+        ),
+        ".html": lambda: page.page(records, title),
+        ".csv": lambda: exchange.to_csv(records),
+        ".jsonl": lambda: exchange.to_llama_bench_jsonl(records),
+        ".sql": lambda: exchange.to_sql(records),
+    }
+    if out is None:
+        click.echo(writers[".md"](), nl=False)
+        return
+    if out.suffix not in (*writers, ".png", ".svg"):
+        raise click.UsageError(f"--out {out.name} has no known ending; use {', '.join((*writers, '.png', '.svg'))}")
+    try:
+        if out.suffix in writers:
+            out.write_text(writers[out.suffix](), encoding="utf-8")
+        else:
+            plots.save(records, out)
+    except OSError as error:
+        raise record.RecordError(out, f"cannot be written ({error.strerror})", "choose another --out") from error
+
+
+@bench.command()
+@click.argument("first", type=PATH, metavar="A")
+@click.argument("second", type=PATH, metavar="B")
+@click.option("--across", multiple=True, metavar="FIELD", help="A field that is meant to differ; may be given again.")
+def compare(first: Path, second: Path, across: tuple[str, ...]) -> None:
+    """How many times faster the records in B are than those in A, with the interval that holds it 95 times in 100.
+
+    \b
+    edge bench compare before.jsonl after.jsonl
+    edge bench compare pi4.jsonl pi5.jsonl --across board
+    edge bench compare q4_0.jsonl q4_k_m.jsonl --across model
+    """
+    from benchmarks import record
+    from benchmarks.compare import FIELDS
+    from benchmarks.compare import compare as compare_records
+
+    for name in across:
+        if name not in FIELDS:
+            raise click.UsageError(f"--across {name} is no field; choose of: {', '.join(FIELDS)}")
+    found = compare_records(record.read([first]), record.read([second]), across)
+    if not found:
+        raise record.RecordError(second, "has no workload of the other file", "measure the same workloads for both")
+    for one in found:
+        click.echo(str(one))
+
+
+@bench.command("import")
+@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
+@click.option("--out", type=PATH, required=True, metavar="FILE", help="Add the records to FILE.")
+def import_(files: tuple[Path, ...], out: Path) -> None:
+    """Turn the output of `llama-bench -o json` or `-o jsonl` into records. Suspect: it keeps no conditions.
+
+    \b
+    llama-bench -m model.gguf -o jsonl > theirs.jsonl
+    edge bench import theirs.jsonl --out records.jsonl
+    """
+    from benchmarks import exchange, record
+
+    for path in files:
+        for made in exchange.from_llama_bench(path):
+            record.append(out, made)
+
+
+class Rates(click.ParamType[tuple[float, ...]]):
+    """0.5,1,2: rates from low to high."""
+
+    name = "R,R…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts: list[Any] = str(value).split(",")
+        return tuple(float(click.FloatRange(0.001, 1000).convert(part, param, ctx)) for part in parts)
+
+
+@bench.command()
+@click.argument("model", required=False, type=PATH)
+@click.option("--url", metavar="URL", help="A server that speaks OpenAI's API, up to /v1.")
+@click.option("--model", "served", metavar="NAME", help="Model at that server.  [its first]")
+@click.option("--key", metavar="KEY", help="API key of that server.")
+@click.option("--clients", type=Numbers(1, 64), default=None, metavar="N,N…", help="Closed loop.  [1,2,4,8]")
+@click.option("--rate", "rates", type=Rates(), metavar="R,R…", help="Open loop: R requests a second arrive.")
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=30.0, show_default=True, help="Of each level.")
+@click.option("-p", "--prompt", type=Numbers(1, 1 << 20), default="32,256,1024", show_default=True, metavar="N,N…")
+@click.option("-n", "--gen", type=click.IntRange(1, 1 << 20), default=64, show_default=True, metavar="N")
+@click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="[one per fast core]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def load(model: Path | None, url: str | None, as_json: bool, **options: Any) -> None:
+    """Ask a MODEL's engine, or a server, many things at once: percentiles, the longest stall, where it is full.
+
+    \b
+    edge bench load model.gguf
+    edge bench load --url http://127.0.0.1:8080/v1 --rate 0.2,0.5,1
+    edge bench load model.gguf --clients 1,4 -p 64,512 -n 128 --seconds 60
+    """
+    import asyncio
+    import json
+
+    from rich.console import Console
+
+    from benchmarks import report as tables
+    from benchmarks.load import Mix, saturation
+    from benchmarks.load import run as run_load
+    from benchmarks.schema import to_json
+
+    clients = options["clients"] or (() if options["rates"] else (1, 2, 4, 8))
+    mix = Mix(options["prompt"], options["gen"])
+    endpoint = endpoint_for(model, url, mix, n_slots=max(clients, default=8), **options)
+
+    async def measured() -> Any:
+        await endpoint.start()
+        try:
+            return await run_load(endpoint, mix, options["seconds"], clients, options["rates"] or ())
+        finally:
+            await endpoint.close()
+
+    with Console(stderr=True).status("load"):
+        levels = asyncio.run(measured())
+    if as_json:
+        click.echo(json.dumps(to_json(levels), indent=1))
+        return
+    Console().print(tables.load_table(levels))
+    click.echo(saturation(levels))
+
+
+def endpoint_for(
+    model: Path | None, url: str | None, mix: "Mix", *, n_slots: int, **options: Any
+) -> "EngineEndpoint | UrlEndpoint":
+    """What is asked: a server by its address, or the engine of a model file."""
+    from benchmarks.endpoint import EngineEndpoint, UrlEndpoint
+    from edge.config import N_CTX_TOKENS, EngineSettings
+    from edge.model.gguf import read_model_info
+
+    if url is not None:
+        if model is not None:
+            raise click.UsageError("give a MODEL or a --url, not both")
+        return UrlEndpoint(url, options["served"], options["key"])
+    if model is None:
+        from edge.demo import demo_model
+
+        model = demo_model()
+    read_model_info(model)  # refuses a bad file before an engine could die of it
+    n_each = max(mix.n_prompt_tokens) + mix.n_generated_tokens + 64
+    n_ctx = max(N_CTX_TOKENS, n_slots * n_each)
+    settings = EngineSettings(str(model), n_ctx, n_slots=n_slots, n_queue=4096, n_threads=options["threads"])
+    return EngineEndpoint(settings)

@@ -4,6 +4,7 @@ An endpoint takes a text and gives a Reply: when its tokens came. Knows nothing 
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import hashlib
 import http.client
@@ -25,6 +26,7 @@ from edge.errors import EngineError
 WORDS = tuple("the of and to in is it for was on are as with his they at be this from have or by one had".split())  # noqa: SIM905
 LOOSE = Sampling(temperature=0.6, top_k=40, top_p=0.95)  # what a chat uses
 TIMEOUT_S = 600
+N_CONNECTIONS_MAX = 128
 N_CALIBRATION_WORDS = 64
 
 
@@ -127,6 +129,7 @@ class UrlEndpoint:
         self._extras: dict[str, Any] = {"ignore_eos": True, "stream_options": {"include_usage": True}}
         self._headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
         self.model = model or ""
+        self._pool = concurrent.futures.ThreadPoolExecutor(N_CONNECTIONS_MAX, "bench")
 
     async def start(self) -> None:
         """Find the model and the way of asking. Raises EngineError."""
@@ -135,10 +138,12 @@ class UrlEndpoint:
         await self.reply("one", 2)  # settles what this server understands
 
     async def reply(self, text: str, n_tokens: int, *, greedy: bool = False) -> Reply:
-        return await asyncio.to_thread(self._reply, text, n_tokens, 0.0 if greedy else LOOSE.temperature)
+        temperature = 0.0 if greedy else LOOSE.temperature
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._pool, self._reply, text, n_tokens, temperature)
 
     async def close(self) -> None:
-        pass
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _first_model(self) -> str:
         with self._asking("GET", "/models") as response:

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.status import Status
 from rich.table import Table
 
+from benchmarks.load import Level
 from benchmarks.record import Record
 from benchmarks.stats import Summary
 
@@ -107,6 +108,25 @@ def verdict(record: Record) -> str:
     """valid, or suspect and why in a word."""
     kinds = dict.fromkeys(reason.kind for reason in record.reasons)
     return f"suspect: {', '.join(kinds)}" if kinds else "valid"
+
+
+def load_table(levels: Sequence[Level]) -> Table:
+    """Levels of load, a row each."""
+    made = Table(title=None, header_style="bold", pad_edge=False, box=None)
+    for name in ("load", "asked", "answered", "tokens/s", "first token p50, p99", "ms/token p50, p99", "longest stall"):
+        made.add_column(name, justify="left" if name == "load" else "right")
+    for level in levels:
+        first, gaps = level.first_token_s, level.token_s
+        made.add_row(
+            f"{level.n_clients} client(s)" if level.n_clients else f"{level.rate_per_s:g} requests/s",
+            str(level.n_asked),
+            f"{level.n_answered}" + (f", {level.n_failed} failed" if level.n_failed else ""),
+            f"{level.tokens_per_s:.1f}",
+            f"{first['p50']:.3g}, {first['p99']:.3g} s" if first else "",
+            f"{gaps['p50'] * 1e3:.3g}, {gaps['p99'] * 1e3:.3g}" if gaps else "",
+            "" if level.longest_stall_s is None else f"{level.longest_stall_s:.3g} s",
+        )
+    return made
 
 
 def megabytes(n_bytes: int) -> str:

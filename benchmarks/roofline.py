@@ -74,9 +74,7 @@ def judge_prompt(made: Layout, device: Device, claim: float) -> Finding:
     n_table = made.shape.n_vocab * made.shape.n_embd
     n_weights = made.n_params - n_table * (1 if made.shape.is_tied else 2)
     gops = 2 * n_weights / 1e9
-    lines = [
-        f"a prompt token takes 2 x {n_weights / 1e9:.3f} G weights = {gops:.2f} G operations"
-    ]
+    lines = [f"a prompt token takes 2 x {n_weights / 1e9:.3f} G weights = {gops:.2f} G operations"]
     if device.gops is None:
         lines.append(f"{device.title}: its arithmetic peak is not in the table, so nothing speaks against the claim")
         return Finding("possible", tuple(lines))
