@@ -106,7 +106,8 @@ def run(models: tuple[Path, ...], as_json: bool, out: Path | None, **options: An
 
     with Console(stderr=True).status("") as status:
         groups = grouped(models, status, **options)
-        harness.run(groups, lambda text: report.show_step(status, text), keep, probe=options["preset_name"] is not None)
+        generates = any(job.path and job.workload.kind == "tg" for group in groups for job in group)
+        harness.run(groups, lambda text: report.show_step(status, text), keep, probe=generates)
     if as_json:
         click.echo(json.dumps([json.loads(made.line()) for made in records], ensure_ascii=False, indent=1))
         return

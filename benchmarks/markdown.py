@@ -1,6 +1,7 @@
 """Records as Markdown: a report, and the short form that sbc-reviews collects board by board."""
 
 from collections.abc import Iterable, Sequence
+from html import escape
 from pathlib import Path
 
 from benchmarks import report
@@ -19,10 +20,14 @@ def report_text(records: Sequence[Record], title: str = "Benchmark") -> str:
     parts = [f"# {title}\n"]
     for board in dict.fromkeys(record.board for record in records):
         of_board = [record for record in records if record.board == board]
-        parts.append(f"## {board.name}\n\n" + "\n".join(f"- {line}" for line in describe(board, of_board)) + "\n")
+        parts.append(
+            f"## {escaped(board.name)}\n\n"
+            + "\n".join(f"- {escaped(line)}" for line in describe(board, of_board))
+            + "\n"
+        )
         parts.append(_table(of_board))
         if doubts := report.suspicions(of_board):
-            lines = [f"- {name}: {text}" for name, text in doubts]
+            lines = [f"- {escaped(name)}: {escaped(text)}" for name, text in doubts]
             parts.append("Suspect results, and why:\n\n" + "\n".join(lines) + "\n")
     return "\n".join([*parts, NOTES])
 
@@ -50,6 +55,11 @@ def describe(board: Board, records: Iterable[Record]) -> list[str]:
     return lines
 
 
+def escaped(text: str) -> str:
+    """Text of others, that it stays text: in a cell, a heading or a list."""
+    return escape(" ".join(text.split()), quote=False).replace("|", "\\|")
+
+
 def program_line(record: Record) -> str:
     program = record.program
     parts = [program.name, program.version, program.library]
@@ -60,7 +70,7 @@ def program_line(record: Record) -> str:
 def _table(records: Sequence[Record]) -> str:
     shown = columns(records)
     rows = [[column.name for column in shown], ["---:" if column.is_number else "---" for column in shown]]
-    rows += [[column.cell(record).replace("|", "\\|") for column in shown] for record in records]
+    rows += [[escaped(column.cell(record)) for column in shown] for record in records]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n"
 
 
@@ -77,7 +87,7 @@ def sbc_reviews_text(records: Sequence[Record]) -> str:
     parts = []
     for board in dict.fromkeys(record.board for record in records):
         of_board = [record for record in records if record.board == board and record.tokens_per_s]
-        parts.append(f"### {board.name}\n\n#### LLM performance\n")
+        parts.append(f"### {escaped(board.name)}\n\n#### LLM performance\n")
         parts.append(
             "| Model | Test | Speed | Peak memory | Energy | Conditions |\n| :--- | :--- | ---: | ---: | ---: | --- |"
         )
@@ -91,8 +101,8 @@ def sbc_reviews_text(records: Sequence[Record]) -> str:
                 f"{energy[0]:.2f} J/token" if energy else "",
                 report.verdict(record),
             ]
-            parts.append(f"| {' | '.join(cells)} |")
+            parts.append(f"| {' | '.join(map(escaped, cells))} |")
         parts.append("")
-        parts += [f"- {line}" for line in describe(board, of_board)]
+        parts += [f"- {escaped(line)}" for line in describe(board, of_board)]
         parts.append("")
     return "\n".join(parts)

@@ -23,7 +23,7 @@ from convert.recipes import RECIPES, Network, tensor_kinds
 from edge.config import cache_dir
 from edge.errors import EngineError, NoSpaceError, OutputError, UnsupportedTypeError
 
-N_POOL_VALUES = 1 << 22  # random numbers that are encoded once for each type; every tensor is cut from them
+N_POOL_VALUES = 1 << 21  # random numbers that are encoded once for each type; every tensor is cut from them
 N_FILLED_ROWS = 4096  # of an embedding table that is only looked up: the rest is a hole in the file
 N_CHUNK_BYTES = 1 << 23
 
