@@ -93,6 +93,7 @@ FLOORS = {
     "benchmarks/harness.py": 6,
     "benchmarks/engine_bench.py": 5,
     "benchmarks/baseline.py": 7,
+    "benchmarks/overhead.py": 6,
     "benchmarks/accuracy.py": 6,
     "benchmarks/cli.py": 8,
     "benchmarks/demo.py": 8,
