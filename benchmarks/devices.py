@@ -31,7 +31,7 @@ _A76_DOT = "{n} Cortex-A76 at {ghz} GHz: 2 pipes x 16 8-bit multiply-adds (SDOT)
 _DEVICES = (
     Device(
         "pi-4", "Raspberry Pi 4", *_transfers(3200, 32, "LPDDR4"),
-        share=(0.27, 0.40), evidence="TinyLlama Q8_0 at 3 tokens/s, llama.cpp, 2024 (Mozilla llamafile's tables)",
+        share=(0.27, 0.35), evidence="TinyLlama Q8_0 at 3 tokens/s, llama.cpp, 2024 (Mozilla llamafile's tables)",
     ),
     Device(
         "pi-5", "Raspberry Pi 5", *_transfers(4267, 32, "LPDDR4X"),

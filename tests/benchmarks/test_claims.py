@@ -83,6 +83,19 @@ def test_what_is_missing_is_named(words: list[str]) -> None:
     assert "no --" in done.output or "give one" in done.output
 
 
+def test_the_readme_predicts_what_the_table_gives() -> None:
+    readme = (PAGE.parents[1] / "README.md").read_text(encoding="utf-8")
+    for device in (DEVICES[name] for name in ("pi-4", "pi-5", "rk3588-lpddr4x", "rk3588")):
+        assert device.share is not None
+        cells = [device.title]
+        for kind in ("Q4_0", "Q4_K_M"):
+            limit = roofline.tokens_per_s_max(layout(R1, kind), device.peak_gb_per_s)
+            low, high = (share * limit for share in device.share)
+            cells += [f"{limit:.1f} tokens/s", f"{low:.1f} to {high:.1f} tokens/s"]
+        assert f"| {' | '.join(cells)} |" in readme
+    assert "**Predicted, not measured**" in readme
+
+
 def test_every_device_tells_where_its_bandwidth_comes_from() -> None:
     for device in DEVICES.values():
         rate, width = re.search(r"([\d]+) MT/s x (\d+) B", device.memory).groups()  # type: ignore[union-attr]
