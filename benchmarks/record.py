@@ -208,7 +208,7 @@ class Record:
     @property
     def bytes_per_token(self) -> float | None:
         """Bytes one generated token moves: the weights, and the KV cache as it is half way through the generation."""
-        if self.model.bytes_read_per_token is None or self.workload.kind != "tg":
+        if self.model.bytes_read_per_token is None or (self.workload.view, self.workload.kind) != ("kernel", "tg"):
             return None
         n_deep = self.workload.n_depth_tokens + self.workload.n_generated_tokens / 2
         return self.model.bytes_read_per_token / self.workload.n_streams + n_deep * (self.model.kv_bytes_per_token or 0)

@@ -2,6 +2,7 @@
 
 import io
 import re
+import socket
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -120,6 +121,20 @@ def test_the_command_writes_every_form(tmp_path: Path, ending: str) -> None:
     begins = {"html": b"<!doctype", "png": b"\x89PNG", "svg": b"<?xml", "md": b"# Benchmark", "csv": b"board,model"}
     assert out.read_bytes().startswith(begins.get(ending, b""))
     assert out.stat().st_size > 200
+
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "docs" / "reports" / "example.jsonl"
+
+
+def test_the_example_is_what_its_records_give_and_names_nobody() -> None:
+    made = records.read([EXAMPLE])
+    assert {record.workload.view for record in made} == {"kernel", "end-to-end"}
+    assert EXAMPLE.with_suffix(".md").read_text(encoding="utf-8") == markdown.report_text(made, "Example")
+    for form in (".jsonl", ".md", ".html"):
+        text = EXAMPLE.with_suffix(form).read_text(encoding="utf-8")
+        assert not re.search(r"/(root|home|tmp|Users)/", text)
+        assert socket.gethostname() not in re.split(r"[^\w.-]+", text)
+    assert EXAMPLE.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_report_of_nothing_and_one_without_a_form_say_so(tmp_path: Path) -> None:
