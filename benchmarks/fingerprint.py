@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import platform
 from collections import Counter
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,21 +21,21 @@ DEVICE_TREE = "sys/firmware/devicetree/base"
 N_READ_BYTES = 1 << 20
 
 
-def board(root: Path = Path("/")) -> Board:
-    """This machine."""
+def board(root: Path = Path("/"), cpus: Iterable[int] | None = None) -> Board:
+    """This machine. cpus: those that may be used, None for those of this process."""
     folder = root / "sys/devices/system/cpu"
     kinds: Counter[tuple[float | None, int | None]] = Counter()
     governors = set()
-    for cpu in allowed_cpus():
+    for cpu in allowed_cpus() if cpus is None else cpus:
         frequency = _number(folder / f"cpu{cpu}/cpufreq/cpuinfo_max_freq")
         kinds[frequency / 1000 if frequency else None, _number(folder / f"cpu{cpu}/cpu_capacity")] += 1
         governors.add(_text(folder / f"cpu{cpu}/cpufreq/scaling_governor"))
     cores = [Cores(n, frequency, capacity) for (frequency, capacity), n in kinds.items()]
     processor = _processor(root)
-    compatible = _text(root / DEVICE_TREE / "compatible").split("\0")
+    compatible = [name for name in _text(root / DEVICE_TREE / "compatible").split("\0") if name]
     return Board(
         name=_text(root / DEVICE_TREE / "model").strip("\0 ") or processor,
-        soc=compatible[-1].strip("\0 ") or None if compatible[-1:] != [""] else processor,
+        soc=compatible[-1] if compatible else processor,
         architecture=platform.machine(),
         cores=tuple(sorted(cores, key=lambda kind: -(kind.capacity or kind.frequency_max_mhz or 0))),
         ram_bytes=psutil.virtual_memory().total,

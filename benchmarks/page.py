@@ -25,7 +25,7 @@ figure svg { display: block; width: 100%; height: auto }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums }
 th, td { padding: .45rem .7rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap }
 th { font-weight: 600; color: var(--soft) } tr:last-child td { border-bottom: 0 } .number { text-align: right }
-.valid { color: var(--good) } .suspect { color: var(--bad); white-space: normal }
+.valid { color: var(--good) } .suspect { color: var(--bad); white-space: normal; min-width: 16rem }
 """
 
 
@@ -64,9 +64,11 @@ def _cards(records: Sequence[Record]) -> str:
     ):
         of_kind = [r for r in plain if (r.workload.view, r.workload.kind) == (view, kind)]
         if of_kind:
-            best = max(of_kind, key=lambda r: r.tokens_per_s.median if r.tokens_per_s else 0)
+            best = max(of_kind, key=lambda r: (r.is_valid, r.tokens_per_s.median if r.tokens_per_s else 0))
             text = f"{report.rate(best.tokens_per_s)} <small>tokens/s</small>"
-            cards.append((text, f"{name}: {best.model.name} on {best.board.name}"))
+            cards.append(
+                (text, f"{name}: {best.model.name} on {best.board.name}{'' if best.is_valid else ', suspect'}")
+            )
     shares = [r.bytes_per_s / r.board.read_bytes_per_s for r in plain if r.bytes_per_s and r.board.read_bytes_per_s]
     if shares:
         cards.append((f"{max(shares):.0%}", "of the measured memory bandwidth reached, generating"))
