@@ -1,97 +1,414 @@
-"""`edge bench`: options in, table or JSON out."""
+"""`edge bench`: options in, tables, records and reports out."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.workload import Workload
-from edge.board.options import FORCE, GPU_LAYERS, THREADS
+from benchmarks.workload import PRESETS, Workload, preset
 
-DEFAULTS = Workload(model="")
+if TYPE_CHECKING:
+    from benchmarks.endpoint import EngineEndpoint, UrlEndpoint
+    from benchmarks.load import Mix
+    from benchmarks.record import Record
+    from benchmarks.runner import Job
+    from benchmarks.shapes import Layout
+
+MEASURE = "run"  # the command that words which name no command belong to
 
 
-@click.command()
-@click.argument("models", nargs=-1, type=click.Path(path_type=Path), metavar="[MODEL]...")
+class BenchGroup(click.Group):
+    """`edge bench MODEL` is `edge bench run MODEL`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = [MEASURE, *args]
+        return super().parse_args(ctx, args)
+
+
+class Numbers(click.ParamType[tuple[int, ...]]):
+    """1,2,4: numbers from low to high."""
+
+    name = "N,N…"
+
+    def __init__(self, low: int, high: int) -> None:
+        self.range = click.IntRange(low, high)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts: list[Any] = str(value).split(",")
+        return tuple(int(self.range.convert(part, param, ctx)) for part in parts)
+
+
+PATH = click.Path(path_type=Path)
+
+
+@click.group(cls=BenchGroup, invoke_without_command=False)
+def bench() -> None:
+    """Measure tokens/s and memory, with proof of the conditions. `edge bench run --help` has the options.
+
+    \b
+    edge bench                                        the bundled demo, the quick preset
+    edge bench model.gguf --preset standard
+    edge bench --shape deepseek-r1-distill-qwen-1.5b -t Q4_0      no download needed
+    edge bench model.gguf --url http://127.0.0.1:8080/v1          side by side, taking turns
+    edge bench check --device pi-5 --model deepseek-r1-distill-qwen-1.5b -t Q4_K_M --claim 25
+    """
+
+
+@bench.command(MEASURE)
+@click.argument("models", nargs=-1, type=PATH, metavar="[MODEL]...")
+@click.option("--preset", "preset_name", type=click.Choice(PRESETS), help="What to measure.  [quick]")
+@click.option("-p", "--prompt", type=Numbers(0, 1 << 20), metavar="N,N…", help="Prompts of N tokens.")
+@click.option("-n", "--gen", type=Numbers(0, 1 << 20), metavar="N,N…", help="Generations of N tokens.")
 @click.option(
-    "-p",
-    "--prompt",
-    default=DEFAULTS.n_prompt_tokens,
-    show_default=True,
-    type=click.IntRange(1, 1 << 20),
-    metavar="N",
-    help="Prompt tokens.",
+    "-d", "--depth", type=Numbers(0, 1 << 20), default="0", metavar="N,N…", help="Tokens already in the cache."
 )
-@click.option(
-    "-n",
-    "--gen",
-    default=DEFAULTS.n_generated_tokens,
-    show_default=True,
-    type=click.IntRange(1, 1 << 20),
-    metavar="N",
-    help="Generated tokens.",
-)
-@click.option(
-    "-r",
-    "--repeat",
-    default=DEFAULTS.n_repetitions,
-    show_default=True,
-    type=click.IntRange(1, 1000),
-    metavar="N",
-    help="Repetitions, after one warm-up.",
-)
-@THREADS
-@GPU_LAYERS
-@FORCE
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document with the raw samples.")
-def bench(
-    models: tuple[Path, ...],
-    prompt: int,
-    gen: int,
-    repeat: int,
-    threads: int | None,
-    gpu_layers: int | None,
-    force: bool,
-    as_json: bool,
-) -> None:
-    """Measure tokens/s, load time and memory, each MODEL in a fresh process. No MODEL means the bundled demo.
+@click.option("--streams", type=Numbers(1, 64), default="1", metavar="N,N…", help="Generations at the same time.")
+@click.option("--threads", type=Numbers(1, 512), metavar="N,N…", help="[one per fast core]")
+@click.option("-r", "--repeat", type=click.IntRange(1, 1000), metavar="N", help="Repetitions, after warming up.  [5]")
+@click.option("--chat", is_flag=True, help="End to end through the engine, as a chat sees it, not the kernel alone.")
+@click.option("--shape", "shapes", multiple=True, metavar="NAME", help="A known model's shape with random weights.")
+@click.option("-t", "--type", "types", multiple=True, metavar="TYPE", help="Quantised types of --shape.  [Q4_0]")
+@click.option("--url", "urls", multiple=True, metavar="URL", help="A server that speaks OpenAI's API, up to /v1.")
+@click.option("--model", "served", metavar="NAME", help="Model at that server.  [its first]")
+@click.option("--key", metavar="KEY", help="API key of that server.")
+@click.option("--peer", type=click.Choice(["llama-bench"]), help="Measure this too, taking turns.")
+@click.option("--interleave", is_flag=True, help="Let the models take turns, repetition by repetition.")
+@click.option("--out", type=PATH, metavar="FILE", help="Add the records to FILE.  [in the cache folder]")
+@click.option("--json", "as_json", is_flag=True, help="Print the records as one JSON document.")
+def run(models: tuple[Path, ...], as_json: bool, out: Path | None, **options: Any) -> None:
+    """Measure each MODEL in a fresh process. No MODEL means the bundled demo.
 
     \b
     edge bench model.gguf
-    edge bench *.gguf --json > results.json
-    edge bench model.gguf -p 2048 -n 64 --threads 4
+    edge bench *.gguf --out results.jsonl
+    edge bench model.gguf -p 512 -n 128 -d 0,1024 --threads 2,4
+    edge bench model.gguf --peer llama-bench
     """
     import json
-    from functools import partial
 
     from rich.console import Console
 
-    from benchmarks import harness, report
-    from edge.board.plan import Wish, make_plan
-    from edge.demo import demo_model
-    from edge.model.gguf import read_model_info
+    from benchmarks import harness, record, report
+    from edge.config import cache_dir
 
-    records = []
+    if out is None:
+        out = cache_dir() / "bench" / "records.jsonl"
+        out.parent.mkdir(parents=True, exist_ok=True)
+    records: list[Record] = []
+
+    def keep(made: "Record") -> None:
+        record.append(out, made)
+        records.append(made)
+
     with Console(stderr=True).status("") as status:
-        for model in models or [demo_model()]:
-            wish = Wish(max(prompt, gen, 64), 1, threads, gpu_layers, force)
-            settings = make_plan(read_model_info(model), wish).settings
-            workload = Workload(
-                str(model),
-                prompt,
-                gen,
-                repeat,
-                n_threads=settings.n_threads,
-                load_mode=settings.load_mode,
-                kv_type=settings.kv_type,
-                flash_attention=settings.flash_attention,
-                n_gpu_layers=settings.n_gpu_layers,
-            )
-            records.append(harness.run(workload, partial(report.show_step, status, model.name)))
+        groups = grouped(models, status, **options)
+        generates = any(job.path and job.workload.kind == "tg" for group in groups for job in group)
+        harness.run(groups, lambda text: report.show_step(status, text), keep, probe=generates)
     if as_json:
-        click.echo(json.dumps([record.to_json() for record in records], indent=1))
+        click.echo(json.dumps([json.loads(made.line()) for made in records], ensure_ascii=False, indent=1))
         return
     Console().print(report.table(records))
-    click.echo(
-        f"{records[0].cpu}, {records[0].samples.n_threads} threads; prompt {prompt}, generation {gen} tokens, "
-        f"median of {repeat} ± half the range"
-    )
+    for line in report.footer(records):
+        click.echo(line)
+    click.echo(f"records: {out}", err=True)
+
+
+def grouped(models: tuple[Path, ...], status: Any, **options: Any) -> "list[list[Job]]":
+    """The jobs that the options ask for, in groups that take turns."""
+    from benchmarks import report
+    from benchmarks.runner import Job
+
+    paths = list(models)
+    if options["shapes"]:
+        from benchmarks.shapes import model_file
+
+        for name in options["shapes"]:
+            for kind in options["types"] or ("Q4_0",):
+                report.show_step(status, f"{name} {kind}: random blocks")
+                paths.append(model_file(name, kind))
+    elif options["types"]:
+        raise click.UsageError("-t is the type of a --shape; a file has its own")
+    if not paths and not options["urls"]:
+        from edge.demo import demo_model
+
+        paths = [demo_model()]
+    groups = []
+    for work in workloads(**options):
+        jobs = [Job(work, path) for path in paths]
+        if options["peer"]:
+            jobs += [Job(work, path, peer=options["peer"]) for path in paths if is_known_to_peer(work)]
+        view = replace(work, view="end-to-end")
+        if options["urls"] and work.n_generated_tokens and not work.n_depth_tokens:
+            jobs = [Job(view, path) for path in paths]
+            jobs += [Job(view, url=url, model=options["served"], key=options["key"]) for url in options["urls"]]
+        elif not paths:
+            continue
+        takes_turns = options["interleave"] or options["peer"] or options["urls"]
+        groups += [jobs] if takes_turns else [[job] for job in jobs]
+    return groups
+
+
+def is_known_to_peer(work: Workload) -> bool:
+    return work.view == "kernel" and work.n_streams == 1 and work.n_tokens > 0 and not work.duration_s
+
+
+def workloads(**options: Any) -> list[Workload]:
+    """The workloads that the options ask for."""
+    threads = options["threads"] or (None,)
+    prompts, gens = options["prompt"] or (), options["gen"] or ()
+    found: list[Workload] = []
+    for n_threads in threads:
+        if options["preset_name"] or not (prompts or gens):
+            found += preset(options["preset_name"] or "quick", n_threads)
+            continue
+        base = Workload(n_threads=n_threads, view="end-to-end" if options["chat"] else "kernel")
+        if options["chat"]:  # a reply has both
+            found += [
+                replace(base, n_prompt_tokens=p, n_generated_tokens=n, n_streams=s)
+                for p in prompts or (16,) for n in gens or (128,) for s in options["streams"]
+            ]  # fmt: skip
+            continue
+        for depth in options["depth"]:
+            found += [replace(base, n_prompt_tokens=n, n_depth_tokens=depth) for n in prompts if n]
+            found += [
+                replace(base, n_generated_tokens=n, n_depth_tokens=depth, n_streams=s)
+                for n in gens if n for s in options["streams"]
+            ]  # fmt: skip
+    if options["repeat"]:
+        found = [replace(work, n_repetitions=options["repeat"]) for work in found]
+    if not found:
+        raise click.UsageError("nothing to measure; give -p or -n a number above 0")
+    return found
+
+
+@bench.command()
+@click.option("--device", "device_name", metavar="NAME", help="A device of the table; `--device list` shows it.")
+@click.option("--bandwidth", type=click.FloatRange(0.1, 1e5), metavar="GB/S", help="Instead of --device.")
+@click.option("--model", "shape_name", metavar="NAME", help="A known model; `--model list` shows them.")
+@click.option("-t", "--type", "type_name", default="Q4_K_M", show_default=True, metavar="TYPE", help="Quantised type.")
+@click.option("--claim", type=click.FloatRange(0, min_open=True), metavar="N", help="Tokens/s that somebody claims.")
+@click.option("--as", "kind", type=click.Choice(["generation", "prompt"]), default="generation", show_default=True)
+@click.option("--depth", type=click.IntRange(0, 1 << 20), default=0, metavar="N", help="Tokens in the cache.  [0]")
+@click.option("--size", "size_gb", type=click.FloatRange(0, min_open=True), metavar="GB", help="File size claimed.")
+@click.option("--loss", "loss_percent", type=click.FloatRange(0, 100), metavar="PERCENT", help="Loss of score claimed.")
+def check(shape_name: str | None, type_name: str, **options: Any) -> None:
+    """Judge a published number by what memory and arithmetic allow. Without a claim: the limit itself.
+
+    \b
+    edge bench check --device a17-pro --model deepseek-r1-distill-qwen-1.5b -t Q4_K_M --claim 120
+    edge bench check --device pi-5 --model deepseek-r1-distill-qwen-1.5b -t Q4_0
+    edge bench check --model deepseek-r1-distill-qwen-1.5b -t Q4_K_M --size 0.8
+    edge bench check --device list
+    """
+    from benchmarks import roofline
+    from benchmarks.devices import DEVICES
+    from benchmarks.shapes import SHAPES, known_shape, layout
+
+    if options["device_name"] == "list":
+        for device in DEVICES.values():
+            click.echo(f"{device.name:<16} {device.peak_gb_per_s:6.1f} GB/s  {device.title} ({device.memory})")
+    elif shape_name == "list":
+        click.echo("\n".join(SHAPES))
+    elif options["loss_percent"] is not None:
+        click.echo(str(roofline.judge_loss(options["loss_percent"])))
+    elif shape_name is None:
+        raise click.UsageError("no --model; `edge bench check --model list` shows those there are")
+    elif options["size_gb"] is not None:
+        click.echo(str(roofline.judge_size(layout(known_shape(shape_name), type_name), options["size_gb"])))
+    else:
+        click.echo(judged_speed(layout(known_shape(shape_name), type_name), **options))
+
+
+def judged_speed(made: "Layout", **options: Any) -> str:
+    """What is to say of a speed on a device, claimed or not."""
+    from benchmarks import roofline
+    from benchmarks.devices import Device, known_device
+
+    if options["bandwidth"] is not None:
+        device = Device("given", "a device", options["bandwidth"], "as given")
+    elif options["device_name"] is not None:
+        device = known_device(options["device_name"])
+    else:
+        raise click.UsageError("no --device; `edge bench check --device list` shows those there are")
+    if options["claim"] is None:
+        if options["kind"] == "prompt":
+            raise click.UsageError("--as prompt judges a --claim; give one")
+        return "\n".join(roofline.limits(made, device, options["depth"]))
+    if options["kind"] == "prompt":
+        return str(roofline.judge_prompt(made, device, options["claim"]))
+    return str(roofline.judge_generation(made, device, options["claim"], options["depth"]))
+
+
+@bench.command()
+@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
+@click.option("--title", default="Benchmark", show_default=True, metavar="TEXT")
+@click.option("--out", type=PATH, metavar="FILE", help="Write FILE.md, .html, .png, .svg, .csv, .jsonl or .sql.")
+@click.option("--as", "form", type=click.Choice(["markdown", "sbc-reviews"]), default="markdown", show_default=True)
+def report(files: tuple[Path, ...], title: str, out: Path | None, form: str) -> None:
+    """Make a report of the records in FILES, of one board or of several.
+
+    .jsonl and .sql are as llama-bench writes them; without --out, Markdown goes to stdout.
+
+    \b
+    edge bench report results.jsonl
+    edge bench report pi5.jsonl rock5.jsonl --out report.html
+    edge bench report results.jsonl --as sbc-reviews
+    """
+    from benchmarks import exchange, markdown, page, plots, record
+
+    records = record.read(files)
+    if not records:
+        raise record.RecordError(files[0], "holds no records", "measure first: edge bench --out FILE")
+    writers = {
+        ".md": lambda: (
+            markdown.sbc_reviews_text(records) if form == "sbc-reviews" else markdown.report_text(records, title)
+        ),
+        ".html": lambda: page.page(records, title),
+        ".csv": lambda: exchange.to_csv(records),
+        ".jsonl": lambda: exchange.to_llama_bench_jsonl(records),
+        ".sql": lambda: exchange.to_sql(records),
+    }
+    if out is None:
+        click.echo(writers[".md"](), nl=False)
+        return
+    if out.suffix not in (*writers, ".png", ".svg"):
+        raise click.UsageError(f"--out {out.name} has no known ending; use {', '.join((*writers, '.png', '.svg'))}")
+    try:
+        if out.suffix in writers:
+            out.write_text(writers[out.suffix](), encoding="utf-8")
+        else:
+            plots.save(records, out)
+    except OSError as error:
+        raise record.RecordError(out, f"cannot be written ({error.strerror})", "choose another --out") from error
+
+
+@bench.command()
+@click.argument("first", type=PATH, metavar="A")
+@click.argument("second", type=PATH, metavar="B")
+@click.option("--across", multiple=True, metavar="FIELD", help="A field that is meant to differ; may be given again.")
+def compare(first: Path, second: Path, across: tuple[str, ...]) -> None:
+    """How many times faster the records in B are than those in A, with the interval that holds it 95 times in 100.
+
+    \b
+    edge bench compare before.jsonl after.jsonl
+    edge bench compare pi4.jsonl pi5.jsonl --across board
+    edge bench compare q4_0.jsonl q4_k_m.jsonl --across model
+    """
+    from benchmarks import record
+    from benchmarks.compare import FIELDS
+    from benchmarks.compare import compare as compare_records
+
+    for name in across:
+        if name not in FIELDS:
+            raise click.UsageError(f"--across {name} is no field; choose of: {', '.join(FIELDS)}")
+    found = compare_records(record.read([first]), record.read([second]), across)
+    if not found:
+        raise record.RecordError(second, "has no workload of the other file", "measure the same workloads for both")
+    for one in found:
+        click.echo(str(one))
+
+
+@bench.command("import")
+@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
+@click.option("--out", type=PATH, required=True, metavar="FILE", help="Add the records to FILE.")
+def import_(files: tuple[Path, ...], out: Path) -> None:
+    """Turn the output of `llama-bench -o json` or `-o jsonl` into records. Suspect: it keeps no conditions.
+
+    \b
+    llama-bench -m model.gguf -o jsonl > theirs.jsonl
+    edge bench import theirs.jsonl --out records.jsonl
+    """
+    from benchmarks import exchange, record
+
+    for path in files:
+        for made in exchange.from_llama_bench(path):
+            record.append(out, made)
+
+
+class Rates(click.ParamType[tuple[float, ...]]):
+    """0.5,1,2: rates from low to high."""
+
+    name = "R,R…"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
+        if isinstance(value, tuple):
+            return value
+        parts: list[Any] = str(value).split(",")
+        return tuple(float(click.FloatRange(0.001, 1000).convert(part, param, ctx)) for part in parts)
+
+
+@bench.command()
+@click.argument("model", required=False, type=PATH)
+@click.option("--url", metavar="URL", help="A server that speaks OpenAI's API, up to /v1.")
+@click.option("--model", "served", metavar="NAME", help="Model at that server.  [its first]")
+@click.option("--key", metavar="KEY", help="API key of that server.")
+@click.option("--clients", type=Numbers(1, 64), default=None, metavar="N,N…", help="Closed loop.  [1,2,4,8]")
+@click.option("--rate", "rates", type=Rates(), metavar="R,R…", help="Open loop: R requests a second arrive.")
+@click.option("--seconds", type=click.FloatRange(0.1, 3600), default=30.0, show_default=True, help="Of each level.")
+@click.option("-p", "--prompt", type=Numbers(1, 1 << 20), default="32,256,1024", show_default=True, metavar="N,N…")
+@click.option("-n", "--gen", type=click.IntRange(1, 1 << 20), default=64, show_default=True, metavar="N")
+@click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="[one per fast core]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def load(model: Path | None, url: str | None, as_json: bool, **options: Any) -> None:
+    """Ask a MODEL's engine, or a server, many things at once: percentiles, the longest stall, where it is full.
+
+    \b
+    edge bench load model.gguf
+    edge bench load --url http://127.0.0.1:8080/v1 --rate 0.2,0.5,1
+    edge bench load model.gguf --clients 1,4 -p 64,512 -n 128 --seconds 60
+    """
+    import asyncio
+    import json
+
+    from rich.console import Console
+
+    from benchmarks import report as tables
+    from benchmarks.load import Mix, saturation
+    from benchmarks.load import run as run_load
+    from benchmarks.schema import to_json
+
+    clients = options["clients"] or (() if options["rates"] else (1, 2, 4, 8))
+    mix = Mix(options["prompt"], options["gen"])
+    endpoint = endpoint_for(model, url, mix, n_slots=max(clients, default=8), **options)
+
+    async def measured() -> Any:
+        await endpoint.start()
+        try:
+            return await run_load(endpoint, mix, options["seconds"], clients, options["rates"] or ())
+        finally:
+            await endpoint.close()
+
+    with Console(stderr=True).status("load"):
+        levels = asyncio.run(measured())
+    if as_json:
+        click.echo(json.dumps(to_json(levels), indent=1))
+        return
+    Console().print(tables.load_table(levels))
+    click.echo(saturation(levels))
+
+
+def endpoint_for(
+    model: Path | None, url: str | None, mix: "Mix", *, n_slots: int, **options: Any
+) -> "EngineEndpoint | UrlEndpoint":
+    """What is asked: a server by its address, or the engine of a model file."""
+    from benchmarks.endpoint import EngineEndpoint, UrlEndpoint
+    from edge.config import N_CTX_TOKENS, EngineSettings
+    from edge.model.gguf import read_model_info
+
+    if url is not None:
+        if model is not None:
+            raise click.UsageError("give a MODEL or a --url, not both")
+        return UrlEndpoint(url, options["served"], options["key"])
+    if model is None:
+        from edge.demo import demo_model
+
+        model = demo_model()
+    read_model_info(model)  # refuses a bad file before an engine could die of it
+    n_each = max(mix.n_prompt_tokens) + mix.n_generated_tokens + 64
+    n_ctx = max(N_CTX_TOKENS, n_slots * n_each)
+    settings = EngineSettings(str(model), n_ctx, n_slots=n_slots, n_queue=4096, n_threads=options["threads"])
+    return EngineEndpoint(settings)

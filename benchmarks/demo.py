@@ -4,15 +4,18 @@ python -m benchmarks.demo [--sums 500]
 """
 
 import sys
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.rule import Rule
+from rich.table import Table
 
 from benchmarks import harness, report
 from benchmarks.accuracy import held_out_sums, wrong_answers
+from benchmarks.record import Record
+from benchmarks.runner import Job
 from benchmarks.workload import Workload
 from convert.pipeline import convert
 from edge import terminal
@@ -24,6 +27,7 @@ from edge.errors import EdgeError
 from edge.model.gguf import read_model_info
 
 TYPES = ("F16", "Q4_K_M", "Q4_0")
+PROMPT, GENERATION = Workload(n_prompt_tokens=512), Workload(n_generated_tokens=128)
 QUESTIONS = ("What is 347 + 85?", "347 减 500 等于多少？")
 
 screen = Console(highlight=False)
@@ -52,11 +56,13 @@ def demo(n_sums: int) -> None:
     records, right = [], []
     with terminal.notes.status("") as status:
         for path in paths:
-            records.append(harness.run(Workload(str(path)), partial(report.show_step, status, path.name)))
-            report.show_step(status, path.name, f"{len(sums)} sums")
+            groups = [[Job(PROMPT, path)], [Job(GENERATION, path)]]
+            records.append(harness.run(groups, lambda text: report.show_step(status, text)))
+            report.show_step(status, f"{path.name}: {len(sums)} sums")
             right.append(f"{1 - len(wrong_answers(path, sums)) / len(sums):.1%}")
-    screen.print(report.table(records, **{f"right of {len(sums)}": right}))
-    screen.print(f"{records[0].cpu}, {records[0].samples.n_threads} thread(s)", style="dim")
+    screen.print(table(records, {f"right of {len(sums)}": right}))
+    for line in report.footer([record for pair in records for record in pair]):
+        screen.print(line, style="dim")
 
     step("Try next")
     for command, purpose in (
@@ -65,6 +71,27 @@ def demo(n_sums: int) -> None:
         (f"edge bench {display(paths[1])}", "measure any GGUF file"),
     ):
         screen.print(f"   [bold].venv/bin/{command}[/]\n      {purpose}", soft_wrap=True)
+
+
+def table(pairs: Sequence[Sequence[Record]], more: dict[str, list[str]]) -> Table:
+    """A row for each file: its prompt and its generation side by side. more: further columns."""
+    made = Table(title=None, header_style="bold", pad_edge=False, box=None)
+    made.add_column("model")
+    for name in ("file", "load", "prompt tokens/s", "generation tokens/s", "peak memory", *more):
+        made.add_column(name, justify="right")
+    for i, (prompt, generation) in enumerate(pairs):
+        assert prompt.loads is not None
+        assert generation.memory is not None
+        made.add_row(
+            Path(prompt.model.name).stem,
+            report.megabytes(prompt.model.n_bytes or 0),
+            f"{prompt.loads.warm_s[0]:.2f} s",
+            report.rate(prompt.tokens_per_s),
+            report.rate(generation.tokens_per_s),
+            report.megabytes(generation.memory.peak_rss_bytes),
+            *(cells[i] for cells in more.values()),
+        )
+    return made
 
 
 def step(title: str) -> None:

@@ -1,110 +1,201 @@
-"""The measuring child: one workload in a fresh process, one JSON line out.
+"""The measuring child: one workload in a fresh process, JSON lines in and out.
 
-    python -m benchmarks.measure '{"model": "model.gguf", "n_repetitions": 3}'
+    printf '%s\n' '{"path": "model.gguf", "workload": {"n_prompt_tokens": 512}}' repeat | python -m benchmarks.measure
 
-A fresh process because peak memory belongs to a process's lifetime. The clock includes decoding and nothing else: no
-tokenising, no sampling, as llama-bench does it. The KV cache is emptied before each repetition, or a repeated prompt
-would be found in it and not be computed.
+A fresh process because peak memory belongs to a process's lifetime. The first line says what to measure; then the
+parent says when: `repeat`, `gate`, `end`, a line each. Each gets one line of JSON. So the parent can let two children
+take turns, and knows when a clock runs.
 """
 
+import asyncio
 import json
-import random
-import resource
+import os
 import sys
-import time
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Coroutine
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import psutil
 
-from benchmarks.record import Samples
+from benchmarks.endpoint import EngineEndpoint, Reply, UrlEndpoint, words, words_per_token
+from benchmarks.kernel import Kernel, Loader
+from benchmarks.record import Gate, Loads, Memory, Sample
+from benchmarks.schema import from_json, to_json
 from benchmarks.workload import Workload
-from edge.board.topology import pin
-from edge.engine.llama import Batch, Llama, Loading, system_info
+from edge.config import N_CTX_TOKENS, EngineSettings
+from edge.errors import EdgeError
+
+N_GATE_TOKENS = 16
+T = TypeVar("T")
 
 
-def measure(workload: Workload, report: Callable[[str], None] = lambda _: None) -> Samples:
-    """Run the workload in this process. Raises EdgeError if the model cannot be loaded."""
-    n_threads = pin(workload.n_threads, Path(workload.model).stat().st_size)
-    n_ctx = max(workload.n_prompt_tokens, workload.n_generated_tokens, 64)
-    started_s = time.perf_counter()
-    llama = Llama(
-        Path(workload.model),
-        Loading(
-            n_ctx,
-            workload.n_ubatch_tokens,
-            n_sequences=1,
-            n_outputs=1,
-            n_threads=n_threads,
-            load_mode=workload.load_mode,
-            kv_type=workload.kv_type,
-            flash_attention=workload.flash_attention,
-            n_gpu_layers=workload.n_gpu_layers,
-        ),
-    )
-    load_time_s = time.perf_counter() - started_s
-    batch = llama.new_batch()
-    draw = random.Random(workload.seed)
+@dataclass(frozen=True)
+class Order:
+    """What a child is to measure. path: of the model; url and model: of a server."""
 
-    def repeat(name: str, run: Callable[[], int]) -> tuple[int, ...]:
-        samples = []
-        for i in range(-workload.n_warmups, workload.n_repetitions):
-            report(f"{name}, {'warm-up' if i < 0 else f'{i + 1} of {workload.n_repetitions}'}")
-            samples.append(run())
-        return tuple(samples[workload.n_warmups :])
-
-    def tokens(n: int) -> list[int]:
-        return [draw.randrange(llama.n_vocab) for _ in range(n)]
-
-    prompt_ns = repeat("prompt", lambda: prompt(llama, batch, tokens(workload.n_prompt_tokens)))
-    generation_ns = repeat("generation", lambda: generation(llama, batch, tokens(workload.n_generated_tokens)))
-    peak_bytes, anon_bytes, file_bytes = memory()
-    return Samples(load_time_s, prompt_ns, generation_ns, peak_bytes, anon_bytes, file_bytes, n_threads, system_info())
+    workload: Workload
+    path: str | None = None
+    url: str | None = None
+    model: str | None = None
+    key: str | None = None
 
 
-def prompt(llama: Llama, batch: Batch, tokens: list[int]) -> int:
-    """Nanoseconds to read the tokens into an empty context, a full micro-batch at a time."""
-    llama.clear()
-    start_ns = time.perf_counter_ns()
-    for begin in range(0, len(tokens), batch.n_tokens_max):
-        batch.clear()
-        for i, token in enumerate(tokens[begin : begin + batch.n_tokens_max], start=begin):
-            batch.add(token, i, 0, output=i + 1 == len(tokens))
-        decode(llama, batch)
-    llama.wait()
-    return time.perf_counter_ns() - start_ns
+@dataclass(frozen=True)
+class Ready:
+    """The child's first line: it is loaded."""
+
+    n_threads: int | None
+    pids: tuple[int, ...]  # the processes that compute
+    features: str | None = None
+    load_s: float | None = None
+    model: str | None = None  # a server's name for it
 
 
-def generation(llama: Llama, batch: Batch, tokens: list[int]) -> int:
-    """Nanoseconds to decode the tokens one after the other from an empty context."""
-    llama.clear()
-    start_ns = time.perf_counter_ns()
-    for i, token in enumerate(tokens):
-        batch.clear()
-        batch.add(token, i, 0, output=True)
-        decode(llama, batch)
-        llama.wait()
-    return time.perf_counter_ns() - start_ns
+@dataclass(frozen=True)
+class Ended:
+    """The child's last line."""
+
+    memory: Memory | None
+    loads: Loads | None
 
 
-def decode(llama: Llama, batch: Batch) -> None:
-    code = llama.decode(batch)
-    assert code == 0, f"decode returned {code} on an empty context"
+class Instrument(Protocol):
+    """One workload, set up."""
+
+    def ready(self) -> Ready: ...
+
+    def repeat(self) -> Sample: ...
+
+    def gate(self) -> Gate: ...
+
+    def end(self) -> Ended: ...
 
 
-def memory() -> tuple[int, int, int]:
-    """Peak resident, anonymous and file-backed bytes of this process."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    info = psutil.Process().memory_info()
-    shared = getattr(info, "shared", 0)  # Linux: file-backed pages, those of libraries included
-    return peak, info.rss - shared, shared
+class KernelInstrument:
+    def __init__(self, order: Order) -> None:
+        assert order.path is not None
+        self._kernel = Kernel(Path(order.path), order.workload)
+        self.repeat, self.gate = self._kernel.repeat, self._kernel.gate
+
+    def ready(self) -> Ready:
+        return Ready(self._kernel.n_threads, (os.getpid(),), self._kernel.features, self._kernel.load_s)
+
+    def end(self) -> Ended:
+        return Ended(self._kernel.memory(), Loads(None, (self._kernel.load_s,)))
+
+
+class LoadInstrument:
+    def __init__(self, order: Order) -> None:
+        assert order.path is not None
+        self._loader = Loader(Path(order.path), order.workload)
+        self.repeat = self._loader.repeat
+
+    def ready(self) -> Ready:
+        return Ready(self._loader.n_threads, (os.getpid(),), self._loader.features)
+
+    def gate(self) -> Gate:
+        return Gate()
+
+    def end(self) -> Ended:
+        return Ended(self._loader.memory(), self._loader.loads())
+
+
+class ClientInstrument:
+    """End to end: replies of the engine or of a server, as a client sees them."""
+
+    def __init__(self, order: Order) -> None:
+        self.workload = work = order.workload
+        self._loop = asyncio.new_event_loop()
+        if order.url is not None:
+            self._endpoint: EngineEndpoint | UrlEndpoint = UrlEndpoint(order.url, order.model, order.key)
+        else:
+            assert order.path is not None
+            n_ctx = max(N_CTX_TOKENS, work.n_ctx_tokens + 64 * work.n_streams)
+            settings = EngineSettings(order.path, n_ctx, n_slots=work.n_streams, n_threads=work.n_threads)
+            self._endpoint = EngineEndpoint(settings)
+        self._run(self._endpoint.start())
+        self._words_per_token = self._run(words_per_token(self._endpoint))
+        self._n_asked = 0
+
+    def ready(self) -> Ready:
+        if isinstance(self._endpoint, UrlEndpoint):
+            return Ready(None, (), model=self._endpoint.model)
+        pids = tuple(filter(None, (os.getpid(), self._endpoint.pid)))
+        return Ready(self._endpoint.n_threads, pids, self._endpoint.features, self._endpoint.load_s)
+
+    def repeat(self) -> Sample:
+        replies = self._run(self._ask_together())
+        begin_ns = min(reply.asked_ns for reply in replies)
+        slowest = max(replies, key=lambda reply: reply.end_ns)
+        n_asked = self.workload.n_streams * self.workload.n_generated_tokens
+        n_tokens = sum(reply.n_tokens for reply in replies)
+        return Sample(
+            slowest.end_ns - begin_ns,
+            min(reply.first_ns for reply in replies),
+            tuple(slowest.gaps_ns),
+            n_tokens if n_tokens != n_asked else None,
+        )
+
+    async def _ask_together(self) -> list[Reply]:
+        work = self.workload
+        n_words = int((work.n_depth_tokens + work.n_prompt_tokens) * self._words_per_token)
+        self._n_asked += work.n_streams
+        texts = [words(n_words, self._n_asked + i) for i in range(work.n_streams)]
+        calls = [self._endpoint.reply(text, max(1, work.n_generated_tokens)) for text in texts]
+        return await asyncio.gather(*calls)
+
+    def gate(self) -> Gate:
+        reply = self._run(self._endpoint.reply(words(N_GATE_TOKENS, 0), N_GATE_TOKENS, greedy=True))
+        return Gate(reply_sha256=reply.sha256)
+
+    def end(self) -> Ended:
+        memory = None
+        if isinstance(self._endpoint, EngineEndpoint) and self._endpoint.pid is not None:
+            memory = _memory_of(self._endpoint.pid)
+            loads = Loads(None, (self._endpoint.load_s,))
+        else:
+            loads = None
+        self._run(self._endpoint.close())
+        return Ended(memory, loads)
+
+    def _run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run_until_complete(work)
+
+
+def _memory_of(pid: int) -> Memory | None:
+    """Of another process; peak from the kernel's own mark, where it keeps one."""
+    info = psutil.Process(pid).memory_info()
+    peak = info.rss
+    if (status := Path(f"/proc/{pid}/status")).exists():
+        peak = next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line[:6] == "VmHWM:")
+    shared = getattr(info, "shared", 0)
+    return Memory(peak, info.rss - shared, shared)
+
+
+def instrument(order: Order) -> Instrument:
+    """What measures this order. Raises EdgeError."""
+    if order.url is not None or order.workload.view == "end-to-end":
+        return ClientInstrument(order)
+    return KernelInstrument(order) if order.workload.n_tokens else LoadInstrument(order)
 
 
 def main() -> None:
-    workload = Workload(**json.loads(sys.argv[1]))
-    samples = measure(workload, report=lambda text: print(text, file=sys.stderr, flush=True))  # noqa: T201
-    print(json.dumps(asdict(samples)), flush=True)  # noqa: T201 - the line the parent reads
+    # the protocol gets a descriptor of its own: a library that prints must not break a line of it
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def answer(body: Any) -> None:
+        answers.write(json.dumps(to_json(body)) + "\n")
+        answers.flush()
+
+    try:
+        made = instrument(from_json(Order, json.loads(sys.stdin.readline()), "order"))
+        answer(made.ready())
+        for line in sys.stdin:
+            answer({"repeat": made.repeat, "gate": made.gate, "end": made.end}[line.strip()]())
+    except EdgeError as error:
+        answer({"error": str(error)})
 
 
 if __name__ == "__main__":

@@ -26,9 +26,20 @@ def tool(name: str) -> Path:
 
 def bench_generation(model: Path, n_tokens: int, n_threads: int, *options: str) -> float:
     """llama-bench's tokens/s for one generation of n_tokens."""
-    words = [str(tool("llama-bench")), "-m", str(model), "-p", "0", "-n", str(n_tokens), "-r", "1", "-o", "json"]
-    done = subprocess.run([*words, "-t", str(n_threads), *options], capture_output=True, text=True, check=True)
-    return float(json.loads(done.stdout)[0]["avg_ts"])
+    row = bench(model, "-p", "0", "-n", str(n_tokens), "-t", str(n_threads), *options)
+    return float(row["avg_ts"])
+
+
+def bench(model: Path, *options: str) -> dict[str, Any]:
+    """One row of llama-bench's own JSON, of one repetition. Raises EngineError."""
+    words = [str(tool("llama-bench")), "-m", str(model), "-r", "1", "-o", "json", *options]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    try:
+        row: dict[str, Any] = json.loads(done.stdout)[0]
+    except (ValueError, LookupError) as error:
+        last = next((line for line in reversed(done.stderr.splitlines()) if line.strip()), "it said nothing")
+        raise EngineError(f"llama-bench failed on {model} ({last})", "run it by hand on the same model") from error
+    return row
 
 
 class Server:

@@ -1,44 +1,175 @@
-"""Records as a table for people."""
+"""Records as rows of text: one row a record, and columns only where some record has something to say."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.status import Status
 from rich.table import Table
 
+from benchmarks.load import Level
 from benchmarks.record import Record
 from benchmarks.stats import Summary
 
+Cell = Callable[[Record], str]
 
-def table(records: Sequence[Record], **extra: Sequence[str]) -> Table:
-    """One row a record. extra: further columns, a cell for each record."""
-    columns = Table(title=None, header_style="bold", pad_edge=False, box=None)
-    columns.add_column("model", overflow="fold")
-    for name in ("file", "load", "prompt tokens/s", "generation tokens/s", "peak memory", *extra):
-        columns.add_column(name, justify="right")
-    for i, record in enumerate(records):
-        columns.add_row(
-            Path(record.workload.model).stem,
-            megabytes(record.file_bytes),
-            f"{record.samples.load_time_s:.2f} s",
-            rate(record.prompt_tokens_per_s),
-            rate(record.generation_tokens_per_s),
-            megabytes(record.samples.peak_rss_bytes),
-            *(cells[i] for cells in extra.values()),
+
+@dataclass(frozen=True)
+class Column:
+    """name: short, with its unit; cell: a record's text, "" where it has none."""
+
+    name: str
+    cell: Cell
+    is_number: bool = True
+
+
+def columns(records: Sequence[Record], *, wide: bool = True) -> list[Column]:
+    """The columns that these records fill. What is the same everywhere is left to `footer`; narrow: 80 characters."""
+    all_columns = [
+        Column("model", lambda r: Path(r.model.name).stem, is_number=False),
+        Column("board", lambda r: r.board.name, is_number=False),
+        Column("program", lambda r: r.program.name, is_number=False),
+        Column("workload", lambda r: r.workload.name, is_number=False),
+        Column("threads", lambda r: str(r.n_threads or "")),
+        Column("tokens/s", lambda r: rate(r.tokens_per_s)),
+        Column("first token", lambda r: seconds(r.first_token_s)),
+        Column("ms/token", _latency),
+        Column("load", _load),
+        Column("memory", lambda r: megabytes(r.memory.peak_rss_bytes) if r.memory else ""),
+        Column("anonymous", lambda r: megabytes(r.memory.anon_bytes) if r.memory else ""),
+        Column("mapped files", lambda r: megabytes(r.memory.file_bytes) if r.memory else ""),
+        Column("KV cache", lambda r: megabytes(r.memory.kv_bytes) if r.memory and r.memory.kv_bytes else ""),
+        Column("GB/s", lambda r: f"{r.bytes_per_s / 1e9:.1f}" if r.bytes_per_s else ""),
+        Column("of limit", _share),
+        Column("J/token", _energy),
+        Column("verdict", verdict if wide else lambda r: "valid" if r.is_valid else "suspect", is_number=False),
+    ]
+    optional = {"model", "board", "program", "threads"}
+    for_wide = {"ms/token", "load", "anonymous", "mapped files", "KV cache"}
+    shown = []
+    for column in all_columns:
+        texts = {column.cell(record) for record in records}
+        is_told = len(texts) > 1 or column.name not in optional
+        if texts != {""} and is_told and (wide or column.name not in for_wide):
+            shown.append(column)
+    return shown
+
+
+def table(records: Sequence[Record]) -> Table:
+    """For a terminal; `footer` says the rest."""
+    made = Table(title=None, header_style="bold", pad_edge=False, box=None)
+    shown = columns(records, wide=False)
+    for column in shown:
+        made.add_column(column.name, justify="right" if column.is_number else "left", overflow="fold")
+    for record in records:
+        made.add_row(*(column.cell(record) for column in shown))
+    return made
+
+
+def footer(records: Sequence[Record]) -> list[str]:
+    """What one must know of the rows: the machine, and why a result is suspect."""
+    lines = []
+    if len(models := {record.model for record in records}) == 1:
+        model = models.pop()
+        size = f", {megabytes(model.n_bytes)}" if model.n_bytes else ""
+        lines.append(f"{model.name}{size}")
+    for board in dict.fromkeys(record.board for record in records):
+        threads = sorted({r.n_threads for r in records if r.board == board and r.n_threads})
+        parts = [board.name, f"{board.ram_bytes / 2**30:.0f} GiB", board.kernel]
+        parts += [f"governor {board.governor}"] if board.governor else []
+        parts += [f"{', '.join(map(str, threads))} thread(s)"] if threads else []
+        if board.read_bytes_per_s:
+            parts.append(f"reads {board.read_bytes_per_s / 1e9:.1f} GB/s")
+        lines.append(", ".join(parts))
+    if any(record.tokens_per_s for record in records):
+        lines.append(
+            "tokens/s: median ± half the range; memory: peak of the process; ms/token: 50th and 99th percentile"
         )
-    return columns
+    if len({record.workload.view for record in records}) > 1:
+        lines.append(
+            "pp and tg decode and nothing else; chat is what a client sees, its tokens/s after the first token"
+        )
+    if any(record.model.weights == "synthetic" for record in records):
+        lines.append("weights: synthetic, random blocks in the model's true shape")
+    lines += [f"suspect: {name}: {text}" for name, text in dict(suspicions(records)).items()]
+    return lines
+
+
+def suspicions(records: Sequence[Record]) -> list[tuple[str, str]]:
+    """(which record, why) for each suspect result."""
+    return [
+        (f"{Path(record.model.name).stem} {record.workload.name}", "; ".join(reason.text for reason in record.reasons))
+        for record in records
+        if record.reasons
+    ]
+
+
+def verdict(record: Record) -> str:
+    """valid, or suspect and why in a word."""
+    kinds = dict.fromkeys(reason.kind for reason in record.reasons)
+    return f"suspect: {', '.join(kinds)}" if kinds else "valid"
+
+
+def load_table(levels: Sequence[Level]) -> Table:
+    """Levels of load, a row each."""
+    made = Table(title=None, header_style="bold", pad_edge=False, box=None)
+    for name in ("load", "asked", "answered", "tokens/s", "first token p50, p99", "ms/token p50, p99", "longest stall"):
+        made.add_column(name, justify="left" if name == "load" else "right")
+    for level in levels:
+        first, gaps = level.first_token_s, level.token_s
+        made.add_row(
+            f"{level.n_clients} client(s)" if level.n_clients else f"{level.rate_per_s:g} requests/s",
+            str(level.n_asked),
+            f"{level.n_answered}" + (f", {level.n_failed} failed" if level.n_failed else ""),
+            f"{level.tokens_per_s:.1f}",
+            f"{first['p50']:.3g}, {first['p99']:.3g} s" if first else "",
+            f"{gaps['p50'] * 1e3:.3g}, {gaps['p99'] * 1e3:.3g}" if gaps else "",
+            "" if level.longest_stall_s is None else f"{level.longest_stall_s:.3g} s",
+        )
+    return made
 
 
 def megabytes(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:,.1f} MB" if n_bytes < 100e6 else f"{n_bytes / 1e6:,.0f} MB"
 
 
-def rate(summary: Summary) -> str:
+def rate(summary: Summary | None) -> str:
     """Median and spread: 31.2 ± 2 %"""
-    digits = 0 if summary.median >= 100 else 1
+    if summary is None:
+        return ""
+    digits = 0 if summary.median >= 100 else 1 if summary.median >= 10 else 2
     return f"{summary.median:,.{digits}f} ±{summary.spread:3.0%}"
 
 
-def show_step(status: Status, model: str, text: str) -> None:
+def seconds(summary: Summary | None) -> str:
+    return "" if summary is None else f"{summary.median:.3g} s"
+
+
+def _latency(record: Record) -> str:
+    found = record.token_ms
+    return f"{found['p50']:.3g}, {found['p99']:.3g}" if found else ""
+
+
+def _load(record: Record) -> str:
+    loads = record.loads
+    if loads is None or not loads.warm_s:
+        return ""
+    warm = f"{sorted(loads.warm_s)[len(loads.warm_s) // 2]:.2f} s"
+    return warm if loads.cold_s is None else f"{loads.cold_s:.2f} s cold, {warm} warm"
+
+
+def _share(record: Record) -> str:
+    limit = record.board.read_bytes_per_s
+    return f"{record.bytes_per_s / limit:.0%}" if record.bytes_per_s and limit else ""
+
+
+def _energy(record: Record) -> str:
+    found = record.energy_per_token_j
+    if found is None:
+        return ""
+    return f"{found[0]:.2f}" if found[1] is None else f"{found[0]:.2f}, {found[1]:.2f} net"
+
+
+def show_step(status: Status, text: str) -> None:
     """What is measured now, in the line that is rewritten."""
-    status.update(f"{model}: {text}")
+    status.update(text)

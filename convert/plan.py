@@ -147,7 +147,7 @@ def _plan_file(
     for tensor, kind in kinds.items():
         shape = weights[tensor].shape
         writer.add_tensor_info(tensor, shape, np.dtype(np.float32), sizes[tensor], raw_dtype=kind)
-    head = _head_bytes(writer)
+    head = head_bytes(writer)
     # the places
     offsets, end = {}, len(head)
     for tensor, n_bytes in sizes.items():
@@ -184,7 +184,7 @@ def _describe_types(writer: GGUFWriter, recipe: Recipe, importance: ImportanceMa
         writer.add_uint32("quantize.imatrix.chunks_count", importance.n_chunks)
 
 
-def _head_bytes(writer: GGUFWriter) -> bytes:
+def head_bytes(writer: GGUFWriter) -> bytes:
     """All of the file before its first tensor, padding included."""
     buffer = io.BytesIO()
     writer.fout, writer.state = [cast(io.BufferedWriter, buffer)], WriterState.EMPTY

@@ -143,19 +143,6 @@ def test_a_reader_that_leaves_is_no_error(demo_model: Path) -> None:
     assert done.stderr == ""
 
 
-def test_bench_measures_each_file_in_a_process_of_its_own(demo_model: Path) -> None:
-    done = edge("bench", demo_model, "-p", "32", "-n", "8", "-r", "2", "--threads", "1", "--json")
-    assert done.returncode == 0, done.stderr
-    (record,) = json.loads(done.stdout)
-    assert len(record["samples"]["prompt_ns"]) == len(record["samples"]["generation_ns"]) == 2
-    assert record["file_type"] == "Q8_0"
-    assert record["samples"]["peak_rss_bytes"] > record["file_bytes"]
-    assert record["summary"]["generation_tokens_per_s"]["median"] > 0
-    table = edge("bench", demo_model, "-p", "32", "-n", "8", "-r", "2", "--threads", "1").stdout
-    assert "generation tokens/s" in table
-    assert demo_model.stem in table
-
-
 # ---------------------------------------------------------------- bad input
 
 

@@ -1,0 +1,55 @@
+"""What the harness costs: generation with its sensors watching and without, turn by turn in one child.
+
+    python -m benchmarks.overhead MODEL.gguf
+
+Prints the ratio of the two speeds with its interval. Needs a quiet machine.
+"""
+
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+from benchmarks import runner
+from benchmarks.conditions import Tally, Watch
+from benchmarks.runner import Job
+from benchmarks.stats import ratio
+from benchmarks.workload import Workload
+from edge.board.topology import compute_cpus
+from edge.errors import EdgeError
+
+N_TURNS = 12
+
+
+def times_ns(path: Path, workload: Workload, n_turns: int = N_TURNS) -> tuple[list[int], list[int]]:
+    """(unwatched, watched): nanoseconds of each repetition."""
+    unwatched: list[int] = []
+    watched: list[int] = []
+    child = runner.start(Job(workload, path))
+    try:
+        for _ in range(2):
+            child.repeat()
+        for i in range(n_turns):
+            for is_watched in (True, False) if i % 2 else (False, True):
+                watch = Watch(compute_cpus())
+                with watch if is_watched else nullcontext():
+                    during = watch.during(Tally(list(child.ready.pids))) if is_watched else nullcontext()
+                    with during:
+                        (watched if is_watched else unwatched).append(child.repeat().elapsed_ns)
+    finally:
+        child.close()
+    return unwatched, watched
+
+
+def main() -> None:
+    found = ratio(*times_ns(Path(sys.argv[1]), Workload(n_generated_tokens=32)))
+    text = (
+        f"a watched repetition takes {found.value:.4f} of an unwatched one's time ({found.low:.4f} to {found.high:.4f})"
+    )
+    print(text)  # noqa: T201 - a tool of its own
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EdgeError as error:
+        sys.exit(f"Error: {error}")

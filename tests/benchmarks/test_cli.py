@@ -1,0 +1,85 @@
+"""edge bench as a person uses it: real processes, records on disk, one sentence where something is wrong."""
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from benchmarks import record as records
+from benchmarks.cli import bench, workloads
+from benchmarks.shapes import SHAPES
+from tests.test_cli import edge, refusal
+
+NONE = {"preset_name": None, "prompt": None, "gen": None, "depth": (0,), "streams": (1,), "threads": None,
+        "repeat": None, "chat": False}  # fmt: skip
+
+
+def names(**options: object) -> list[str]:
+    return [work.name for work in workloads(**NONE | options)]
+
+
+def test_each_workload_is_measured_in_a_process_of_its_own_and_recorded(demo_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "records.jsonl"
+    words = ("-p", "32", "-n", "8", "-r", "2", "--threads", "1", "--out", str(out))
+    done = edge("bench", demo_model, *words, "--json")
+    assert done.returncode == 0, done.stderr
+    prompt, generation = json.loads(done.stdout)
+    assert [len(record["samples"]) for record in (prompt, generation)] == [2, 2]
+    assert prompt["model"]["file_type"] == "Q8_0"
+    assert prompt["memory"]["peak_rss_bytes"] > prompt["model"]["n_bytes"]
+    assert generation["summary"]["tokens_per_s"]["median"] > 0
+    assert generation["board"]["read_bytes_per_s"] > 1e8
+    assert [record.workload.name for record in records.read([out])] == ["pp32", "tg8"]
+    assert str(demo_model.parent) not in out.read_text()  # nobody's folders
+    table = edge("bench", demo_model, *words).stdout
+    assert "tokens/s" in table
+    assert demo_model.name in table
+    assert len(records.read([out])) == 4
+
+
+def test_options_multiply() -> None:
+    assert names(prompt=(512,), gen=(128,), depth=(0, 1024)) == ["pp512", "tg128", "pp512 @ d1024", "tg128 @ d1024"]
+    assert names(gen=(64,), streams=(1, 4), threads=(2, 4)) == ["tg64", "tg64 x4"] * 2
+    assert names(chat=True, gen=(32,)) == ["chat pp16+tg32"]
+    assert names() == ["pp128", "tg32"]
+    assert [work.n_repetitions for work in workloads(**NONE | {"preset_name": "quick", "repeat": 7})] == [7, 7]
+
+
+def test_a_model_that_has_the_name_of_a_command_is_given_as_a_path() -> None:
+    assert "Judge a published number" in CliRunner().invoke(bench, ["check", "--help"]).output
+    assert refusal("bench", "./check").startswith("check: ")
+
+
+def test_shapes_and_devices_are_listed() -> None:
+    say = CliRunner().invoke
+    assert set(say(bench, ["check", "--model", "list"]).output.split()) == set(SHAPES)
+    assert "17.1 GB/s  Raspberry Pi 5" in say(bench, ["check", "--device", "list"]).output
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("--shape", "gpt-9"), 1, "no shape gpt-9 is known; choose one of"),
+        (("-t", "Q4_0"), 2, "-t is the type of a --shape"),
+        (("-p", "0"), 2, "nothing to measure"),
+        (("-p", "1,x"), 2, "--prompt"),
+        (("--url", "localhost"), 1, "no address of a server"),
+        (("report", "no.jsonl"), 1, "no.jsonl: cannot be read"),
+        (("compare", "no.jsonl", "no.jsonl"), 1, "no.jsonl: cannot be read"),
+        (("load", "no.gguf"), 1, "no.gguf: "),
+        (("load", "x.gguf", "--url", "http://127.0.0.1:9/v1"), 2, "not both"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_sentence(words: tuple[str, ...], code: int, said: str) -> None:
+    assert said in refusal("bench", *words, code=code)
+
+
+def test_load_gives_its_levels(demo_model: Path) -> None:
+    words = ("--clients", "1,2", "--seconds", "0.3", "-p", "8", "-n", "8", "--threads", "1")
+    done = edge("bench", "load", demo_model, *words, "--json")
+    assert done.returncode == 0, done.stderr
+    assert [level["n_clients"] for level in json.loads(done.stdout)] == [1, 2]
+    table = edge("bench", "load", demo_model, *words).stdout
+    assert "2 client(s)" in table
+    assert "full with" in table
