@@ -89,7 +89,9 @@ def typing_possible_s(browser: Browser, server: ScriptedServer) -> float:
     page, _ = new_page(browser, server)
     start = time.perf_counter()
     page.goto(server.url, wait_until="commit")
-    page.wait_for_function("() => document.activeElement?.id === 'question' && 'ready' in document.documentElement.dataset")
+    page.wait_for_function(
+        "() => document.activeElement?.id === 'question' && 'ready' in document.documentElement.dataset"
+    )
     page.keyboard.type("x")
     page.wait_for_function("() => document.querySelector('#question').value === 'x'")
     elapsed_s = time.perf_counter() - start

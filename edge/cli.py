@@ -231,14 +231,18 @@ def engine_settings(
     threads: int | None = None,
     gpu_layers: int | None = None,
     force: bool = False,
+    slots: int | None = None,
     n_slots: int,
     **_: Any,
 ) -> EngineSettings:
-    """What the plan for this board says, and this process moved to the cores it leaves free. Raises NoMemoryError."""
+    """What the plan for this board says, and this process moved to the cores it leaves free. Raises NoMemoryError.
+
+    slots: as asked for; n_slots: when nobody asked.
+    """
     from edge.board.plan import Wish, make_plan
     from edge.board.topology import bind_front
 
-    plan = make_plan(info, Wish(ctx, None, threads, gpu_layers, force), default_slots=n_slots)
+    plan = make_plan(info, Wish(ctx, slots, threads, gpu_layers, force), default_slots=n_slots)
     for note in plan.notes:
         logging.getLogger(__name__).info("plan: %s", note)
     bind_front(plan.board.topology)

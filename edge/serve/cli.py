@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 import click
 import psutil
 
-from edge.cli import model_path
-from edge.config import HOST, N_CTX_TOKENS, PORT, EngineSettings, cache_dir
+from edge.board.options import CTX, FORCE, GPU_LAYERS, THREADS
+from edge.cli import engine_settings, model_path
+from edge.config import HOST, PORT, EngineSettings, cache_dir
 from edge.errors import RefusedMessagesError
 
 if TYPE_CHECKING:
@@ -35,15 +36,14 @@ KEY_HELP = "A key clients must send; several may be given. Others see it in the 
 @click.option("--allow-host", multiple=True, metavar="NAME", help="A further name this server is called by.")
 @click.option("--cors-origin", multiple=True, metavar="URL", help="A foreign web page that may call this server.")
 @click.option("--alias", metavar="NAME", help="The model's name for clients.  [the file's name]")
-@click.option(
-    "--ctx", type=click.IntRange(64, 1 << 20), default=N_CTX_TOKENS, show_default=True, metavar="N",
-    help="Tokens the context holds, for all requests together.",
-)  # fmt: skip
-@click.option("--slots", type=click.IntRange(1, 64), default=EngineSettings.n_slots, show_default=True, metavar="N",
-              help="Replies that are made at the same time.")  # fmt: skip
+@CTX
+@click.option("--slots", type=click.IntRange(1, 63), metavar="N",
+              help=f"Replies made at once; they share the context.  [{EngineSettings.n_slots}, fewer if memory is short]")  # fmt: skip
 @click.option("--queue", type=click.IntRange(1, 4096), default=EngineSettings.n_queue, show_default=True, metavar="N",
               help="Requests that may wait before others are told to come back.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="[one per fast core]")
+@THREADS
+@GPU_LAYERS
+@FORCE
 @click.option("--grace", type=click.FloatRange(0, 3600), default=10.0, show_default=True, metavar="SECONDS",
               help="Time for running replies when the server is told to stop.")  # fmt: skip
 @click.option("--max-body", type=click.IntRange(1024, 1 << 26), default=1 << 20, show_default=True, metavar="BYTES")
@@ -63,10 +63,12 @@ def serve(
     allow_host: tuple[str, ...],
     cors_origin: tuple[str, ...],
     alias: str | None,
-    ctx: int,
-    slots: int,
+    ctx: int | None,
+    slots: int | None,
     queue: int,
     threads: int | None,
+    gpu_layers: int | None,
+    force: bool,
     grace: float,
     max_body: int,
     max_connections: int,
@@ -107,14 +109,9 @@ def serve(
     rules, made_key = _rules(host, api_key, api_key_file, insecure=insecure, names=allow_host, origins=cors_origin,
                              max_body=max_body)  # fmt: skip
     listener = listen(host, port)
-    settings = EngineSettings(
-        str(info.path),
-        n_ctx_tokens=ctx,
-        n_slots=slots,
-        n_queue=queue,
-        n_threads=threads,
-        prefix_dir=str(cache_dir() / "prefixes") if prefix_cache else None,
-    )
+    planned = engine_settings(info, ctx=ctx, threads=threads, gpu_layers=gpu_layers, force=force, slots=slots,
+                              n_slots=EngineSettings.n_slots)  # fmt: skip
+    settings = replace(planned, n_queue=queue, prefix_dir=str(cache_dir() / "prefixes") if prefix_cache else None)
     _log_to_stderr(json_log=json_log, quiet=quiet)
     desk = Desk(EngineClient(settings), info, template, alias or info.path.stem)
     desk.logs_prompts = log_prompts
