@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ELSEWHERE = {  # commands that live in their own module
     "convert": "convert.cli",
     "bench": "benchmarks.cli",
-    **dict.fromkeys(("pull", "ls", "rm", "show", "push"), "edge.model.cli"),
+    **dict.fromkeys(("pull", "ls", "rm", "show", "push", "bundle", "install-bundle"), "edge.model.cli"),
 }
 
 

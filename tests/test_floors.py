@@ -31,6 +31,7 @@ FLOORS = {
     "edge/model/fit.py": 2,
     "edge/model/cache.py": 3,
     "edge/model/download.py": 4,
+    "edge/model/bundle.py": 4,
     "edge/model/pull.py": 5,
     "edge/model/cli.py": 6,
     "edge/model/template.py": 1,
