@@ -27,10 +27,8 @@ FORMAT = 1
 N_JSON_BYTES_MAX = 1 << 20
 N_READ_BYTES = 1 << 22
 N_COMPANION_BYTES_MAX = 1 << 20
-TARGETS = {  # kinds of board -> the platforms whose wheels run there, best first
-    "aarch64": ("manylinux_2_28_aarch64", "manylinux_2_17_aarch64", "manylinux2014_aarch64"),
-    "x86_64": ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64"),
-}
+TARGETS = ("aarch64", "x86_64")
+GLIBC = ("2_35", "2_34", "2_31", "2_28", "2_17")  # Ubuntu 22.04 has 2.35, the oldest of the systems that are supported
 BUILT_THERE = "llama-cpp-python"  # compiled on the board, for its very CPU
 BUILD_TOOLS = ("scikit-build-core", "cmake", "ninja", "setuptools", "pip")
 INSTALL = """#!/bin/sh
@@ -120,7 +118,8 @@ def add_wheels(folder: Path, target: str, python_version: str) -> int:
         raise FileError(root, "is not edge's source folder", "run this from a checkout of edge, or leave --target out")
     wheels = folder / "wheels"
     pinned = ["--constraint", str(constraints), "--dest", str(wheels)]
-    platforms = [word for platform in TARGETS[target] for word in ("--platform", platform)]
+    platforms = [word for glibc in GLIBC for word in ("--platform", f"manylinux_{glibc}_{target}")]
+    platforms += ["--platform", f"manylinux2014_{target}"]
     only = ["--only-binary", ":all:", "--python-version", python_version, "--implementation", "cp", *platforms]
     needs = [line for line in _requirements(root) if not line.startswith(BUILT_THERE)]
     _pip(wheels, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels), str(root))
@@ -156,9 +155,9 @@ def _companions(parts: Sequence[Path]) -> list[Path]:
     found = []
     for path in sorted(parts[0].parent.iterdir()):
         is_ours = path.name in names if path.suffix == ".json" else True
-        if is_ours and COMPANIONS.fullmatch(path.name) and path.is_file():
-            if path.stat().st_size <= N_COMPANION_BYTES_MAX:
-                found.append(path)
+        is_ours = is_ours and COMPANIONS.fullmatch(path.name) is not None and path.is_file()
+        if is_ours and path.stat().st_size <= N_COMPANION_BYTES_MAX:
+            found.append(path)
     return found
 
 
