@@ -1,10 +1,14 @@
 """`edge bench`: options in, table or JSON out."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from benchmarks.workload import Workload
+
+if TYPE_CHECKING:
+    from rich.status import Status
 
 DEFAULTS = Workload(model="")
 
@@ -58,7 +62,7 @@ def bench(models: tuple[Path, ...], prompt: int, gen: int, repeat: int, threads:
 
     records = []
     with Console(stderr=True).status("") as status:
-        for model in models or [demo_model()]:
+        for model in [_local(model, status) for model in models] or [demo_model()]:
             workload = Workload(str(model), prompt, gen, repeat, n_threads=threads)
             records.append(harness.run(workload, partial(report.show_step, status, model.name)))
     if as_json:
@@ -68,4 +72,17 @@ def bench(models: tuple[Path, ...], prompt: int, gen: int, repeat: int, threads:
     click.echo(
         f"{records[0].cpu}, {records[0].samples.n_threads} threads; prompt {prompt}, generation {gen} tokens, "
         f"median of {repeat} ± half the range"
+    )
+
+
+def _local(model: Path, status: "Status") -> Path:
+    """The file itself, or the one that goes by this name, fetched if it is not here."""
+    from edge.model.names import is_name
+    from edge.model.pull import resolve
+
+    if model.exists() or not is_name(str(model)):
+        return model
+    return resolve(
+        str(model),
+        progress=lambda at: status.update(f"{at.phase} {at.file}, {at.n_bytes_done / max(1, at.n_bytes_total):.0%}"),
     )
