@@ -32,7 +32,7 @@ ELSEWHERE = {  # commands that live in their own module
     "service": "edge.service",
     "serve": "edge.serve.cli",
     "history": "edge.history_cli",
-    **dict.fromkeys(("pull", "ls", "rm", "show", "push"), "edge.model.cli"),
+    **dict.fromkeys(("pull", "ls", "rm", "show", "push", "bundle", "install-bundle"), "edge.model.cli"),
 }
 
 

@@ -19,7 +19,7 @@ def test_the_quoted_answer_is_the_one_given() -> None:
 
 def test_every_command_in_the_readme_exists() -> None:
     context = cli.make_context("edge", ["inspect"], resilient_parsing=True)
-    named = set(re.findall(r"\.venv/bin/edge (\w+)", README))
+    named = set(re.findall(r"\.venv/bin/edge (\w[\w-]*)", README))
     assert named <= set(cli.list_commands(context))
     assert named == set(cli.list_commands(context)), "the README shows every command"
 

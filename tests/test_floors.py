@@ -135,6 +135,7 @@ FLOORS = {
     "edge/model/fit.py": 2,
     "edge/model/hub.py": 2,
     "edge/model/cache.py": 3,
+    "edge/model/bundle.py": 4,
     "edge/model/download.py": 4,
     "edge/model/pull.py": 5,
     "edge/model/cli.py": 6,

@@ -199,6 +199,70 @@ def push(folder: Path, repo_id: str, *, base_model: str | None, licence: str | N
     click.echo(pusher.push(hub, publication, repo_id, card, private=private, told=_note))
 
 
+@click.command()
+@click.argument("model")
+@click.option("-o", "--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The stick.")
+@click.option("--target", type=click.Choice(["aarch64", "x86_64"]), help="Add edge itself, for this kind of board.")
+@click.option(
+    "--python", "python_version", default="3.11", show_default=True, metavar="3.N", help="The board's Python."
+)
+def bundle(model: str, *, out: Path, target: str | None, python_version: str) -> None:
+    """Put a model on a stick for boards without a network: with its manifest, licence and, if asked, edge itself.
+
+    \b
+    edge bundle deepseek-r1:1.5b -o /media/usb
+    edge bundle deepseek-r1:1.5b -o /media/usb --target aarch64       for a Raspberry Pi or an RK3588 board
+
+    On the board: sh /media/usb/install.sh, or, where edge is installed: edge install-bundle /media/usb
+    """
+    from edge.model import bundle as bundler
+    from edge.model import pull as puller
+    from edge.model.cache import Cache
+    from edge.model.gguf import read_model_info
+    from edge.model.hub import Hub
+    from edge.model.names import parse
+
+    hub = Hub.from_environment(notice=_note)
+    with fetching() as progress:
+        path = puller.resolve(model, hub, progress)
+    wanted = None if Path(model).expanduser().exists() else parse(model)
+    parts = (Cache(hub.cache).find(wanted) if wanted else None) or [path]
+    if len(parts) == 1:
+        read_model_info(path)
+    is_cached = path.parent.parent.name == "snapshots"
+    repo_id = wanted.repo_id if wanted and is_cached else None
+    copies = bundler.make(parts, out, repo_id, path.parent.name if repo_id else None)
+    if not any(copy.name.upper().startswith(("LICEN", "NOTICE")) for copy in copies):
+        _note("no licence text lies beside the model; look at its card before you pass it on")
+    if target:
+        _note(f"fetching edge and all it needs for {target}, Python {python_version}")
+        _note(f"{bundler.add_wheels(out, target, python_version)} packages")
+    for copy in copies:
+        click.echo(str(copy))
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
+def install_bundle(folder: Path) -> None:
+    """Install the model of a bundle into this machine's cache; every file is checked against its hash.
+
+    \b
+    edge install-bundle /media/usb
+    """
+    from edge.model.bundle import Bundle
+    from edge.model.download import download
+    from edge.model.hub import Hub
+    from edge.model.names import is_model, quant_of
+
+    found = Bundle.open(folder, Hub.from_environment().cache)
+    with fetching() as progress:
+        paths = download(found, found.repository, found.repository.files, progress)
+    for path in paths:
+        if is_model(path.name):
+            click.echo(str(path))
+            _note(f"talk to it: edge chat {found.repository.repo_id}:{quant_of(path.name) or path.name}")
+
+
 @contextmanager
 def fetching() -> Iterator[Callable[[Progress], None]]:
     """A progress bar with rate and time left on stderr; after Ctrl-C, how to go on."""

@@ -11,14 +11,14 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from filelock import Timeout
 from huggingface_hub.utils._fixes import WeakFileLock
 
 from edge.errors import FileError, HubError, NoSpaceError
 from edge.model.cache import Cache
-from edge.model.hub import Hub, HubFile, Repository
+from edge.model.hub import HubFile, Repository
 
 N_READ_BYTES = 1 << 22
 N_SPARE_BYTES = 64 << 20  # left free on the disk: a full one harms more than a missing model
@@ -35,25 +35,35 @@ class Progress:
     n_bytes_total: int
 
 
+class Source(Protocol):
+    """Where bytes come from, and which cache they go to: a hub, or a folder that was brought here."""
+
+    @property
+    def cache(self) -> Path: ...
+
+    def stream(self, file: HubFile, start: int = 0) -> Iterator[bytes]:
+        """The bytes from start to the end of the file."""
+
+
 def _silent(progress: Progress) -> None:
     pass
 
 
 def download(
-    hub: Hub,
+    source: Source,
     repository: Repository,
     files: Sequence[HubFile],
     progress: Callable[[Progress], None] = _silent,
 ) -> list[Path]:
     """Bring files into the cache and return their paths, in order. Raises EdgeError; what has arrived is kept."""
-    cache = Cache(hub.cache)
+    cache = Cache(source.cache)
     check_room(cache, files)
     meter = _Meter(sum(file.n_bytes for file in files), progress)
     for file in files:
         with _disk_trouble(cache.blob(file), file.n_bytes):
             if not cache.is_here(file):
                 with _lock(cache, file):
-                    _fetch(hub, cache, file, meter)
+                    _fetch(source, cache, file, meter)
             meter.finish(file)
     with _disk_trouble(cache.repo_folder(repository.repo_id), 0):
         paths = [cache.link(file) for file in files]
@@ -94,7 +104,7 @@ class _Meter:
         self.show("fetch", file, 0)
 
 
-def _fetch(hub: Hub, cache: Cache, file: HubFile, meter: _Meter) -> None:
+def _fetch(source: Source, cache: Cache, file: HubFile, meter: _Meter) -> None:
     """One file, resumed where it was broken off. A resumed one that is wrong is fetched anew, once."""
     if cache.is_here(file):  # somebody else brought it while we waited
         return
@@ -104,7 +114,7 @@ def _fetch(hub: Hub, cache: Cache, file: HubFile, meter: _Meter) -> None:
     try:
         is_resumed = True
         while is_resumed:
-            is_resumed = _receive(hub, file, descriptor, meter)
+            is_resumed = _receive(source, file, descriptor, meter)
             if _is_right(file, descriptor, meter):
                 partial.replace(cache.blob(file))
                 _sync_folder(partial.parent)
@@ -116,7 +126,7 @@ def _fetch(hub: Hub, cache: Cache, file: HubFile, meter: _Meter) -> None:
         os.close(descriptor)
 
 
-def _receive(hub: Hub, file: HubFile, descriptor: int, meter: _Meter) -> bool:
+def _receive(source: Source, file: HubFile, descriptor: int, meter: _Meter) -> bool:
     """Bring the missing bytes to the disk; True if some were there already."""
     n_there = os.fstat(descriptor).st_size
     if n_there > file.n_bytes:
@@ -124,7 +134,7 @@ def _receive(hub: Hub, file: HubFile, descriptor: int, meter: _Meter) -> bool:
         n_there = 0
     place = n_there
     meter.show("fetch", file, place)
-    for chunk in hub.stream(file, place):
+    for chunk in source.stream(file, place):
         n_written = 0
         while n_written < len(chunk):
             n_written += os.pwrite(descriptor, chunk[n_written:], place + n_written)

@@ -20,6 +20,7 @@ KEEPERS = ("ollama", "lmstudio", "llama.cpp")  # other programs that keep models
 HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 
 _OWNER_OR_REPO = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
+REPO_ID = re.compile(rf"{_OWNER_OR_REPO}/{_OWNER_OR_REPO}")
 _NAME = re.compile(rf"(?P<repo>{_OWNER_OR_REPO}/{_OWNER_OR_REPO})(?:[:@](?P<quant>[A-Za-z0-9_.-]{{1,40}}))?")
 _TAGGED = re.compile(r"[a-z0-9][a-z0-9._-]*:[a-z0-9][a-z0-9._-]*", re.I)  # what Ollama calls its models
 _QUANT = re.compile(

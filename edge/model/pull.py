@@ -56,7 +56,9 @@ def look_up(hub: Hub, name: ModelName) -> Remote:
     found = [repository.file(part) for part in choose([file.name for file in repository.files], name)]
     parts = tuple(file for file in found if file)
     first = parts[0]
-    path = Path(str(first))
+    path, cache = Path(str(first)), Cache(hub.cache)
+    if cache.is_here(first) and len(parts) == 1:  # only asked again whether it is still the same
+        return Remote(repository, parts, read_model_info(cache.link(first)))
     if len(parts) == 1:
         return Remote(repository, parts, parse_header(hub.read_at(first), first.n_bytes, path))
     try:

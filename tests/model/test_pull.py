@@ -14,6 +14,8 @@ import pytest
 from edge.errors import ModelFileError, TooLargeError
 from edge.model.names import ModelName
 from edge.model.pull import find, look_up, pull, read_info, resolve
+from tests.convert import checkpoints
+from tests.convert.checkpoints import Shape
 from tests.hostile.gguf_files import sound_file
 from tests.hub_server import Fault
 
@@ -204,3 +206,36 @@ def test_hub_faults_seen_from_the_command(edge, server, repo):
     result = edge("pull", "owner/repo")
     assert result.returncode == 0, result.stderr
     assert "trying again in 0 s" in result.stderr
+
+
+def test_a_bundle_brings_a_model_to_a_machine_without_a_network(edge, server, repo, tmp_path):
+    made = edge("bundle", "owner/repo", "-o", str(tmp_path / "usb"))
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "usb/model/m-Q4_K_M.gguf").read_bytes() == MODEL
+    board = {"HF_HOME": str(tmp_path / "board"), "HF_HUB_OFFLINE": "1", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    installed = edge("install-bundle", str(tmp_path / "usb"), **board)
+    assert installed.returncode == 0, installed.stderr
+    assert "edge chat owner/repo:Q4_K_M" in installed.stderr
+    assert json.loads(edge("inspect", "owner/repo", "--json", **board).stdout)["architecture"] == "qwen2"
+    assert "bundle.json" in edge("install-bundle", str(tmp_path), **board).stderr
+
+
+def test_a_checkpoint_on_the_hub_is_converted_and_published(edge, server, tmp_path):
+    source = checkpoints.write(tmp_path / "Tiny-R1", Shape(embd=64, ff=96, head=2, head_kv=1, layer=1))
+    files = {path.name: path.read_bytes() for path in source.iterdir()}
+    server.add("owner/Tiny-R1", {**files, "README.md": b"---\nlicense: mit\n---\n"})
+    out = tmp_path / "made"
+    made = edge("convert", "owner/Tiny-R1", "-t", "Q8_0", "-o", str(out), "--json")
+    assert made.returncode == 0, made.stderr
+    assert json.loads(made.stdout)[0]["path"] == str(out / "Tiny-R1-Q8_0.gguf")
+    for refused in (edge("convert", "owner/Tiny-R1:Q8_0"), edge("convert", "owner/none"), edge("convert", "nosuch")):
+        assert refused.returncode in (1, 2)
+        assert "Traceback" not in refused.stderr
+    shown = edge("push", str(out), "me/Tiny-R1-GGUF")
+    assert shown.returncode == 0, shown.stderr
+    assert "base_model: owner/Tiny-R1" in shown.stdout
+    assert "nothing was uploaded" in shown.stderr
+    assert "me/Tiny-R1-GGUF" not in server.repos
+    assert edge("push", str(out), "me/Tiny-R1-GGUF", "--yes").returncode == 0
+    there = server.repos["me/Tiny-R1-GGUF"].files["Tiny-R1-Q8_0.gguf"]
+    assert there == (out / "Tiny-R1-Q8_0.gguf").read_bytes()
