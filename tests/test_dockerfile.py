@@ -160,3 +160,12 @@ def test_the_health_check_tells_a_well_server_from_an_ill_one() -> None:
         assert check() != 0
         server.shutdown()
     assert check() != 0
+
+
+def test_the_settings_of_the_image_are_options_of_the_server() -> None:
+    """Like every option they have a twin in the environment: EDGE_SERVE_ and the option's name."""
+    serve = pytest.importorskip("edge.serve.cli").serve
+    _, final = stages()
+    names = re.findall(r"EDGE_SERVE_([A-Z_]+)=", all_of("ENV", final)[0])
+    assert names
+    assert {name.lower() for name in [*names, "PORT"]} <= {param.name for param in serve.params}

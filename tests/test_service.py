@@ -325,3 +325,14 @@ def test_the_address_shown_works_from_here(host: str, port: int, address: str) -
 def test_loopback_is_known_by_any_name(host: str) -> None:
     assert service.is_loopback(host)
     assert not service.is_loopback(f"{host}.example.org")
+
+
+def test_the_command_of_the_unit_is_one_that_the_server_takes(desk: Desk, demo_model: Path) -> None:
+    serve = pytest.importorskip("edge.serve.cli").serve
+    done = desk.edge("install", demo_model, "--user", "--dry-run", "--host", "::1", "--", "--allow-host", "a.example")
+    command = re.search(r"^ExecStart=\S+ serve (.*)$", done.stdout, re.M)
+    assert command
+    given = serve.make_context("serve", shlex.split(command[1])).params
+    assert (given["model"], given["host"], given["port"], given["ctx"]) == (str(demo_model), "::1", 8080, 4096)
+    assert given["allow_host"] == ("a.example",)
+    assert any(param.name == "api_key" and "EDGE_SERVE_API_KEY" in param.envvar for param in serve.params)
