@@ -78,17 +78,17 @@ def problem(error: EdgeError) -> dict[str, Any]:
     return {"type": "error", "error": {"type": kind, "message": str(error), "code": code_of(error)}}
 
 
-def _documented(answer: type[BaseModel]) -> dict[int | str, Any]:
+def _documented(answer: type[BaseModel], content: dict[str, Any] | None = None) -> dict[int | str, Any]:
     found: dict[int | str, Any] = {
         status: {"model": ProblemAnswer, "description": text} for status, text in DOCUMENTED_STATUSES.items()
     }
-    return {**found, 200: {"model": answer, "description": "The whole reply"}}
+    return {**found, 200: {"model": answer, "description": "The whole reply", "content": content or {}}}
 
 
 def router(desk: Desk) -> APIRouter:
     routes = APIRouter(route_class=StrictRoute, tags=["Anthropic"])
 
-    @routes.post("/v1/messages", responses=_documented(MessageAnswer))
+    @routes.post("/v1/messages", responses=_documented(MessageAnswer, {"text/event-stream": {}}))
     async def messages(body: MessagesBody, request: Request) -> Response:
         """Reply to a conversation. With `stream`, as server-sent events from `message_start` to `message_stop`."""
         ask = message_ask(body, desk, desk.client(request))

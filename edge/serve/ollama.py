@@ -33,6 +33,7 @@ from edge.tools import ToolSet
 
 PATHS = ("/api/version", "/api/tags", "/api/show", "/api/ps", "/api/chat", "/api/generate")
 VERSION = "0.12.0"  # of Ollama's API as it is spoken here; some clients talk to no older one
+LINES: dict[str, Any] = {"application/x-ndjson": {}}
 LATEST = ":latest"  # what clients put behind a name without a tag
 
 
@@ -41,11 +42,11 @@ def problem(error: EdgeError) -> dict[str, Any]:
     return {"error": str(error), "code": code_of(error)}
 
 
-def _documented(answer: type[BaseModel]) -> dict[int | str, Any]:
+def _documented(answer: type[BaseModel], content: dict[str, Any] | None = None) -> dict[int | str, Any]:
     found: dict[int | str, Any] = {
         status: {"model": ProblemAnswer, "description": text} for status, text in DOCUMENTED_STATUSES.items()
     }
-    return {**found, 200: {"model": answer, "description": "The whole reply"}}
+    return {**found, 200: {"model": answer, "description": "The whole reply", "content": content or {}}}
 
 
 def router(desk: Desk) -> APIRouter:
@@ -73,12 +74,12 @@ def router(desk: Desk) -> APIRouter:
         _check_model(desk, body.model)
         return JSONResponse(_shown(desk))
 
-    @routes.post("/api/chat", responses=_documented(ChatAnswer))
+    @routes.post("/api/chat", responses=_documented(ChatAnswer, LINES))
     async def chat(body: ChatBody, request: Request) -> Response:
         """Reply to a conversation: JSON lines, or with `stream` false one object."""
         return await _reply(desk, chat_ask(body, desk, desk.client(request)), body, _ChatForm(desk.model))
 
-    @routes.post("/api/generate", responses=_documented(GenerateAnswer))
+    @routes.post("/api/generate", responses=_documented(GenerateAnswer, LINES))
     async def generate(body: GenerateBody, request: Request) -> Response:
         """Reply to a prompt: JSON lines, or with `stream` false one object."""
         return await _reply(desk, generate_ask(body, desk, desk.client(request)), body, _GenerateForm(desk.model))

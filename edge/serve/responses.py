@@ -43,7 +43,10 @@ class ResponseAnswer(BaseModel):
 def router(desk: Desk) -> APIRouter:
     routes = APIRouter(route_class=StrictRoute, tags=["OpenAI"])
 
-    @routes.post("/v1/responses", responses=documented(ResponseAnswer))
+    told = documented(ResponseAnswer)
+    told[200]["content"] = {"text/event-stream": {}}
+
+    @routes.post("/v1/responses", responses=told)
     async def responses(body: ResponsesBody, request: Request) -> Response:
         """Reply to a conversation. With `stream`, as events from `response.created` to `response.completed`."""
         ask = response_ask(body, desk, desk.client(request))

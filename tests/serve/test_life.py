@@ -21,7 +21,7 @@ def engine_pid(server: Server) -> int:
 
 
 def endless(server: Server) -> bytes:
-    return post_text("/v1/chat/completions", json.dumps(server.endless()).encode())
+    return post_text("/v1/chat/completions", json.dumps(server.endless()).encode(), "Connection: close")
 
 
 # ---- stopping

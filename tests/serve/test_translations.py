@@ -86,8 +86,15 @@ def test_a_wrong_content_type_and_method_are_told_in_the_clients_form(server: Se
 
 def test_the_document_names_every_field_and_its_other_forms(server: Server) -> None:
     """A text where a list may stand, too: clients are generated from this."""
-    schemas = server.get("/openapi.json").json()["components"]["schemas"]
+    document = server.get("/openapi.json").json()
+    schemas = document["components"]["schemas"]
     said = schemas["MessagesBody"]["properties"]
     assert {"model", "messages", "max_tokens", "thinking", "tools"} <= said.keys()
     assert {"type": "string"} in schemas["ResponsesBody"]["properties"]["input"]["anyOf"]
     assert {"type": "string"} in said["system"]["anyOf"]
+    for path in ENDLESS:
+        kinds = set(document["paths"][path]["post"]["responses"]["200"]["content"])
+        assert kinds == {
+            "application/json",
+            "application/x-ndjson" if path.startswith("/api/") else "text/event-stream",
+        }
