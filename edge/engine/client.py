@@ -272,7 +272,7 @@ class EngineClient:
                 return
             now = time.monotonic()
             self.n_deaths += 1
-            self.last_death = reason
+            self.last_death, self.beat = reason, Beat()
             self._deaths_s.append(now)
             logger.error("engine died: %s", reason)
             self._bury(reason, now)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi import Request, Response
+from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
@@ -126,18 +126,14 @@ class _StrictRequest(Request):
         if not hasattr(self, "_json"):
             try:
                 self._json = parse(await self.body())
-            except RequestError as error:  # FastAPI lets nothing else through unchanged
-                context = {"type": "strict", "loc": (), "msg": "", "input": None, "ctx": {"error": error}}
-                raise RequestValidationError([context]) from None
+            except RequestError as error:  # FastAPI lets no other kind through; app.py answers with its cause
+                raise HTTPException(400) from error
         return self._json
 
 
 def request_error(error: RequestValidationError) -> RequestError:
     """The first thing that pydantic found wrong, in a sentence that ends in the next step."""
     found = error.errors()[0]
-    strict = found.get("ctx", {}).get("error")
-    if isinstance(strict, RequestError):
-        return strict
     field = ".".join(str(part) for part in found["loc"] if part != "body")[:200]
     match found["type"]:
         case "extra_forbidden":
@@ -147,16 +143,16 @@ def request_error(error: RequestValidationError) -> RequestError:
         case "missing":
             return RequestError(field, "this field is missing; send it")
         case "value_error":
-            return RequestError(field, str(strict))
+            return RequestError(field, str(found["ctx"]["error"]))
     problem = str(found["msg"])
     return RequestError(field, f"{problem[0].lower()}{problem[1:]}; change it")
 
 
-def documented(answer: type[BaseModel] | None = None, description: str = "The whole reply") -> dict[int | str, Any]:
+def documented(answer: type[BaseModel] | None = None, *, content: dict[str, Any] | None = None) -> dict[int | str, Any]:
     """The `responses` of a route for the OpenAPI document: its answer, and every error it may give."""
     found: dict[int | str, Any] = {
         status: {"model": ProblemAnswer, "description": text} for status, text in DOCUMENTED_STATUSES.items()
     }
     if answer is not None:
-        found[200] = {"model": answer, "description": description}
+        found[200] = {"model": answer, "description": "The whole reply", "content": content or {}}
     return found

@@ -19,6 +19,7 @@ from edge.serve.problems import RequestError, body_of
 from edge.serve.stream import sse, stream
 from edge.tools import ToolSet
 
+EVENTS: dict[str, Any] = {"text/event-stream": {}}  # what a streamed answer is
 DONE = b"data: [DONE]\n\n"
 # cancelled by the client itself or by the control route: OpenAI has no word of its own for that
 REASONS = {"cancelled": "stop"}
@@ -27,13 +28,13 @@ REASONS = {"cancelled": "stop"}
 def router(desk: Desk) -> APIRouter:
     routes = APIRouter(route_class=StrictRoute, tags=["OpenAI"])
 
-    @routes.post("/v1/chat/completions", responses=documented(ChatAnswer))
+    @routes.post("/v1/chat/completions", responses=documented(ChatAnswer, content=EVENTS))
     async def chat_completions(body: ChatBody, request: Request) -> Response:
         """Reply to a conversation. With `stream`, as server-sent events that end in `[DONE]`."""
         ask = chat_ask(body, desk, desk.client(request))
         return await _reply(desk, ask, body, _ChatForm(ask.id, desk.model, shows_logprobs=bool(body.logprobs)))
 
-    @routes.post("/v1/completions", responses=documented(CompletionAnswer))
+    @routes.post("/v1/completions", responses=documented(CompletionAnswer, content=EVENTS))
     async def completions(body: CompletionBody, request: Request) -> Response:
         """Go on behind a text. No template is applied; control tokens in the text are read as such."""
         ask = completion_ask(body, desk, desk.client(request))
