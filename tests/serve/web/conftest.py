@@ -71,7 +71,7 @@ class Tab:
 
     def ask(self, text: str) -> "Tab":
         self.type(text)
-        self.page.press("#question", "Enter")
+        self.page.click("#send")
         return self
 
     def until(self, expression: str, argument: Any = None) -> None:
