@@ -102,7 +102,7 @@ const TEXTS = {
   shortcuts: ["Keyboard shortcuts", "键盘快捷键"],
   short_list: ["Enter sends · Shift+Enter new line · Esc stops · Ctrl+K search · Ctrl+Shift+O new chat", "Enter 发送 · Shift+Enter 换行 · Esc 停止 · Ctrl+K 搜索 · Ctrl+Shift+O 新对话"],
   skip: ["Skip to the message box", "跳到输入框"],
-  state_ready: ["ready", "就绪"],
+  state_ok: ["ready", "就绪"],
   state_restarting: ["restarting", "正在重启"],
   state_loading: ["loading", "加载中"],
   state_down: ["down", "已停止"],

@@ -112,10 +112,17 @@ class MessageView {
     this.bar = h("div", { class: "actions" });
   }
 
+  /** Show the message as it is now. What has not changed stays, and with it the focus that may be on it. */
   set(message, state) {
+    const { siblings, isLast, isBusy, reply } = state;
+    const isNew = this.message !== message;
+    const facts = [message.content.length, message.finish_reason, siblings.map(({ id }) => id), isLast, isBusy, reply?.error];
+    const shown = JSON.stringify([...facts, message.usage, message.attachments]);
     this.message = message;
     this.state = state;
     this.element.dataset.id = message.id;
+    if (shown === this.shown && (!isNew || message.finish_reason !== null || message.role === "user")) return;
+    this.shown = shown;
     this.update();
   }
 

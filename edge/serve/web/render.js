@@ -65,6 +65,7 @@ export class Renderer {
     if (!this.#isFinal && last >= 0) this.element.append(this.#dressed(tokens.slice(last)));
     if (this.#isFinal) this.#nDone = 0; // an answer that is continued starts again
     this.#awaitMath();
+    if (this.#isFinal) this.#letScroll();
     this.rendered();
     this.#notBefore = performance.now() + Math.max(MIN_PAUSE_MS, REST * (performance.now() - start));
   }
@@ -81,6 +82,11 @@ export class Renderer {
     return nodes;
   }
 
+  /** A formula wider than the page can be scrolled by keyboard. */
+  #letScroll() {
+    for (const box of this.element.querySelectorAll(".katex-display")) if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+  }
+
   #dropTail() {
     if (this.#nDone === 0) this.element.replaceChildren(this.#tail);
     while (this.#tail.nextSibling) this.#tail.nextSibling.remove();
@@ -91,6 +97,7 @@ export class Renderer {
     loadMath().then(
       () => {
         drawMath(this.element);
+        this.#letScroll();
         this.rendered();
       },
       () => {}, // without KaTeX the formulas stay as written

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, expect, sync_playwright
 
 from tests.serve.web.scripted import ScriptedServer
 
@@ -16,6 +16,7 @@ WATCH = (
     "addEventListener('securitypolicyviolation', (e) => console.error(`policy: ${e.violatedDirective} ${e.sample}`))"
 )
 PATIENCE_MS = 15_000  # on a busy machine; nothing waits that long on an idle one
+expect.set_options(timeout=PATIENCE_MS)
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +72,7 @@ class Tab:
 
     def ask(self, text: str) -> "Tab":
         self.type(text)
-        self.page.press("#question", "Enter")
+        self.page.click("#send")
         return self
 
     def until(self, expression: str, argument: Any = None) -> None:

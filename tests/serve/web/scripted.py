@@ -299,7 +299,7 @@ class ScriptedServer:
         return {
             "model": "scripted-1.5B-Q4_0",
             "n_ctx_tokens": N_CTX_TOKENS,
-            "state": "ready",
+            "state": "ok",
             "version": "0.0",
             "temperature_celsius": 61.2,
             "memory_bytes": 1_350_000_000,
