@@ -27,6 +27,7 @@ ELSEWHERE = {  # commands that live in their own module or package
     "convert": "convert.cli",
     "bench": "benchmarks.cli",
     "history": "edge.history_cli",
+    "serve": "edge.serve.cli",
 }
 
 

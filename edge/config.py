@@ -8,6 +8,7 @@ from typing import Any
 
 QUANT_TYPES = ("Q4_K_M", "Q4_0")  # what `edge convert` makes when nothing is said
 N_CTX_TOKENS = 4096
+HOST, PORT = "127.0.0.1", 8080  # where the server listens: this machine only
 # Between the parts of constrained JSON: nothing, a space, or a new line and its indent. In free white space a small
 # model goes on for ever.
 JSON_WHITESPACE = r"( |\n {0,16})"

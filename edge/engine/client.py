@@ -99,6 +99,11 @@ class EngineClient:
         """Process id of the engine, while there is one."""
         return self._process.pid if self._process else None
 
+    @property
+    def n_requests(self) -> int:
+        """Requests that are not answered yet."""
+        return len(self._pending)
+
     async def start(self) -> Ready:
         """Start the engine and wait until the model is loaded. Raises what loading raised."""
         self._supervisor = asyncio.create_task(self._supervise())

@@ -53,6 +53,7 @@ MIN_CHUNK_TOKENS = 16  # smaller prompt chunks lose more than 10 % of the prefil
 # step of 3 rows took 171 ms, one of 4 rows 129 ms.
 ROW_GROUP = 4
 MIN_SHARED_TOKENS = 32  # a shared beginning worth waiting for, or loading
+N_CLIENTS_KNOWN = 1000
 MIN_KEPT_TOKENS = 256  # a shared beginning worth writing to disk
 
 
@@ -80,6 +81,8 @@ class Scheduler:
         self._parked: list[Stream] = []  # had to give their KV room away; back as soon as somebody leaves
         self._outbox: list[Event] = []
         self._n_steps = 0
+        self._turns: dict[str, int] = {}  # client -> number of its last admission, the longest ago first
+        self._n_admitted = 0
         # running estimate of this machine; at first as slow as the smallest chunk allows for
         self._prefill_s_per_token = settings.step_time_s / MIN_CHUNK_TOKENS
 
@@ -193,6 +196,10 @@ class Scheduler:
             if stream is None:
                 break
             self._waiting.remove(stream)
+            self._turns.pop(stream.request.client, None)
+            self._turns[stream.request.client] = self._n_admitted = self._n_admitted + 1
+            if len(self._turns) > N_CLIENTS_KNOWN:
+                del self._turns[next(iter(self._turns))]
             stream.slot = self._slot_for(stream.todo)
             stream.slot.conversation = stream.request.conversation
             n_shared = len(stream.slot.tokens)
@@ -246,13 +253,18 @@ class Scheduler:
             prefixes.save(slot.tokens, self._llama.save_sequence(slot.sequence))
 
     def _next_waiting(self) -> Stream | None:
-        """The oldest request of the client with the fewest running; none if all had better wait a little.
+        """The oldest request of the client with the fewest running, the one served longest ago among equals; none if
+        all had better wait a little.
 
         A request that shares much with a prompt being read waits for it: what is read once need not be read again.
         """
         running = Counter(stream.request.client for stream in self._active)
         ready = [stream for stream in self._waiting if not self._is_being_read(stream)]
-        return min(ready, key=lambda stream: running[stream.request.client], default=None)
+        return min(
+            ready,
+            key=lambda stream: (running[stream.request.client], self._turns.get(stream.request.client, 0)),
+            default=None,
+        )
 
     def _is_being_read(self, stream: Stream) -> bool:
         held = max(_shared(slot.tokens, stream.todo) for slot in self._slots)

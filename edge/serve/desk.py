@@ -1,0 +1,287 @@
+"""Where every API's requests arrive: one model, one engine, and the replies under way. Knows no wire format.
+
+async with desk.open(ask) as reply:      # leaving it cancels what still runs, within one step of the engine
+    async for event in reply: ...        # Progress, Text, Call, Finished
+"""
+
+import asyncio
+import contextlib
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, field
+
+from fastapi import Request
+
+from edge.config import Sampling
+from edge.engine import protocol
+from edge.engine.client import EngineClient
+from edge.engine.protocol import Done, Generate, Kind, TokenLogprob
+from edge.errors import EdgeError, OutOfRangeError
+from edge.model.gguf import ModelInfo
+from edge.model.template import ChatTemplate
+from edge.serve.ask import Ask, requests
+from edge.serve.entry import entry
+from edge.serve.metrics import Metrics
+from edge.serve.problems import ModelNotFoundError, NotFoundError, RequestError, StoppingError
+from edge.serve.stream import dumps
+from edge.tools import ToolSet
+
+MAX_CLIENT_CHARS = 64
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a prompt has been read."""
+
+    index: int
+    n_done_tokens: int
+    n_prompt_tokens: int
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of a reply, with the log-probabilities told since the piece before."""
+
+    index: int
+    kind: Kind
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Call:
+    """A tool call. arguments: JSON text, valid against the tool's schema."""
+
+    index: int
+    id: str
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The end of one reply. logprobs: those whose text was never shown."""
+
+    index: int
+    reason: str  # stop, length, tool_calls, cancelled
+    done: Done
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+Event = Progress | Text | Call | Finished
+
+
+@dataclass
+class Whole:
+    """One reply when it is complete."""
+
+    thought: str = ""
+    answer: str = ""
+    calls: list[Call] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finished: Finished | None = None
+
+    @property
+    def done(self) -> Done:
+        assert self.finished is not None
+        return self.finished.done
+
+    @property
+    def reason(self) -> str:
+        assert self.finished is not None
+        return self.finished.reason
+
+
+class Desk:
+    """One server's model and engine. Use from one event loop."""
+
+    def __init__(self, engine: EngineClient, info: ModelInfo, template: ChatTemplate | None, model: str) -> None:
+        self.engine, self.info, self.template, self.model = engine, info, template, model
+        self.created = int(time.time())
+        self.defaults = Sampling().updated(info.sampling)
+        self.is_stopping = False
+        self.logs_prompts = False
+        self.metrics = Metrics(engine, lambda: self.state)
+        self._running: dict[str, tuple[str, list[str]]] = {}  # id -> client, ids of its engine requests
+
+    @property
+    def state(self) -> str:
+        """loading, ok, busy, restarting, down, stopping."""
+        if self.is_stopping:
+            return "stopping"
+        if self.engine.state == "ok" and self.engine.beat.n_waiting >= self.engine.settings.n_queue:
+            return "busy"
+        return self.engine.state
+
+    # ---- what a request says
+
+    def client(self, request: Request) -> str:
+        """Whose request it is: waiting requests of different clients take turns."""
+        return str(request.scope.get("client_name") or (request.client.host if request.client else ""))
+
+    def sampling(self, *, logit_bias: Sequence[tuple[int, float]] = (), **values: float | int | None) -> Sampling:
+        """The model's own settings with every value that is not None put in. Raises for a token that is none."""
+        for token, _ in logit_bias:
+            if not 0 <= token < self.info.n_vocab:
+                raise OutOfRangeError("logit_bias", token, 0, self.info.n_vocab - 1)
+        return self.defaults.updated({**values, "logit_bias": tuple(logit_bias) or None})
+
+    def check_model(self, name: str | None) -> None:
+        """Raise if a request names a model that is not the one served; "default" and nothing are fine."""
+        if name not in (None, "", "default", self.model):
+            raise ModelNotFoundError(f"the model {name}", f"use {self.model}")
+
+    # ---- replies
+
+    @contextlib.asynccontextmanager
+    async def open(self, ask: Ask) -> AsyncIterator[AsyncIterator[Event]]:
+        """The events of all replies to ask, each reply's in order. Raises EdgeError."""
+        if self.is_stopping:
+            raise StoppingError
+        if ask.id in self._running:
+            raise RequestError("id", "a request with this id is running; choose another")
+        self._running[ask.id] = (ask.client, [])
+        try:
+            asked = await asyncio.to_thread(requests, ask, self.template, self.info)
+            self._running[ask.id] = (ask.client, [request.id for request in asked])
+            self._note(ask)
+            async with contextlib.aclosing(self._events(ask, asked)) as events:
+                yield events
+        finally:
+            del self._running[ask.id]
+
+    async def whole(self, ask: Ask) -> list[Whole]:
+        """All replies to ask, when they are complete. Raises EdgeError."""
+        wholes = [Whole() for _ in range(ask.n * max(1, len(ask.prompts)))]
+        async with self.open(ask) as events:
+            async for event in events:
+                whole = wholes[event.index]
+                match event:
+                    case Text():
+                        if event.kind == "thought":
+                            whole.thought += event.text
+                        else:
+                            whole.answer += event.text
+                        whole.logprobs += event.logprobs
+                    case Call():
+                        whole.calls.append(event)
+                    case Finished():
+                        whole.finished = event
+                        whole.logprobs += event.logprobs
+        return wholes
+
+    async def count(self, ask: Ask) -> int:
+        """Tokens of the prompt that ask becomes. Raises EdgeError."""
+        first, *_ = await asyncio.to_thread(requests, ask, self.template, self.info)
+        return len(await self.engine.tokenize(first.segments))
+
+    def answer_now(self, request_id: str, client: str) -> None:
+        """End the thought of a running request. Raises NotFoundError."""
+        for part in self._parts(request_id, client):
+            self.engine.answer_now(part)
+
+    def cancel(self, request_id: str, client: str) -> None:
+        """End a running request. Raises NotFoundError."""
+        for part in self._parts(request_id, client):
+            self.engine.cancel(part)
+
+    def _parts(self, request_id: str, client: str) -> list[str]:
+        owner, parts = self._running.get(request_id, (None, []))
+        if owner != client:  # nobody learns which ids others use
+            raise NotFoundError(f"the request {request_id}", "name one that is running")
+        return parts
+
+    # ---- their events
+
+    async def _events(self, ask: Ask, asked: list[Generate]) -> AsyncGenerator[Event, None]:
+        streams = [self._one(i, request, ask.tools if ask.calls_tools else None) for i, request in enumerate(asked)]
+        async with contextlib.aclosing(streams[0] if len(streams) == 1 else _merged(streams)) as events:
+            async for event in events:
+                yield event
+
+    async def _one(self, index: int, request: Generate, tools: ToolSet | None) -> AsyncGenerator[Event, None]:
+        """The events of one reply."""
+        logprobs: dict[Kind, list[TokenLogprob]] = {"thought": [], "answer": []}
+        answer = ""  # kept only while it may be a tool call
+        is_call: bool | None = None if tools else False
+        async with contextlib.aclosing(self.engine.generate(request)) as events:
+            async for event in events:
+                match event:
+                    case protocol.Text(_, kind, text):
+                        told, logprobs[kind] = tuple(logprobs[kind]), []
+                        if kind == "answer" and is_call is None:
+                            is_call = text.lstrip().startswith("{")
+                        if kind == "answer" and is_call:
+                            answer += text
+                            logprobs[kind] = list(told)
+                        else:
+                            yield Text(index, kind, text, told)
+                    case TokenLogprob():
+                        logprobs[event.kind].append(event)
+                    case protocol.Progress(_, n_done, n_prompt, left_s):
+                        yield Progress(index, n_done, n_prompt, left_s)
+                    case Done():
+                        self._count(event)
+                        reason: str = event.finish_reason
+                        if tools and is_call and (call := tools.call_in(answer)) is not None:
+                            name, arguments = call.name, call.arguments
+                            yield Call(index, f"call_{uuid.uuid4().hex[:24]}", name, dumps(arguments))
+                            reason = "tool_calls" if reason == "stop" else reason
+                        elif answer:  # cut off in the middle of a call
+                            yield Text(index, "answer", answer)
+                        left = tuple(lp for lp in logprobs["answer"] if lp.text not in self._end_texts)
+                        yield Finished(index, reason, event, left)
+
+    @property
+    def _end_texts(self) -> tuple[str, ...]:
+        return tuple(self.info.special_tokens.values())
+
+    def _note(self, ask: Ask) -> None:
+        facts = entry()
+        facts.id, facts.model = ask.id, self.model
+        if self.logs_prompts:
+            facts.prompt = "\n".join(ask.prompts or [str(message["content"]) for message in ask.messages])
+
+    def _count(self, done: Done) -> None:
+        self.metrics.done(done)
+        facts = entry()
+        facts.n_prompt_tokens += done.n_prompt_tokens
+        facts.n_cached_tokens += done.n_cached_tokens
+        facts.n_thought_tokens += done.n_thought_tokens
+        facts.n_answer_tokens += done.n_answer_tokens
+        facts.finish_reason = done.finish_reason
+        facts.queue_time_s = done.queue_time_s
+        if done.n_output_tokens:
+            facts.time_to_first_token_s = done.time_to_first_token_s
+
+
+async def _merged(streams: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:
+    """The events of several streams as they come; the first error ends all."""
+    inbox: asyncio.Queue[Event | BaseException | None] = asyncio.Queue()
+
+    async def pump(stream: AsyncGenerator[Event, None]) -> None:
+        try:
+            async with contextlib.aclosing(stream):
+                async for event in stream:
+                    inbox.put_nowait(event)
+            inbox.put_nowait(None)
+        except EdgeError as error:
+            inbox.put_nowait(error)
+
+    tasks = [asyncio.ensure_future(pump(stream)) for stream in streams]
+    try:
+        n_open = len(tasks)
+        while n_open:
+            event = await inbox.get()
+            if isinstance(event, BaseException):
+                raise event
+            if event is None:
+                n_open -= 1
+            else:
+                yield event
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
