@@ -46,7 +46,7 @@ class Grammars:
         self._tokenizer = self._tokenizer or LLTokenizer(TokenizerWrapper(_Tokens(self._vocabulary)))
         problem = LLMatcher.validate_grammar(grammar, self._tokenizer)
         if problem:
-            raise ConstraintError(constraint.kind, " ".join(problem.split())[:300])
+            raise ConstraintError(constraint.kind, _line(problem))
         return Matcher(LLMatcher(self._tokenizer, grammar, log_level=SILENT), self._vocabulary.n_vocab)
 
 
@@ -67,13 +67,18 @@ class Matcher:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         allowed = np.unpackbits(bits, bitorder="little")[: self._n_vocab].astype(bool)
         if self._matcher.is_error() or not (allowed & (logits > -np.inf)).any():
-            raise ConstraintDeadEndError(self._matcher.get_error() or "every token that could follow is banned")
+            raise ConstraintDeadEndError(_line(self._matcher.get_error()) or "every token that could follow is banned")
         logits[~allowed] = -np.inf
 
     def accept(self, token: int) -> None:
         """Take note of the token that was sampled."""
         if not self._matcher.consume_token(token):
-            raise ConstraintDeadEndError(self._matcher.get_error())
+            raise ConstraintDeadEndError(_line(self._matcher.get_error()))
+
+
+def _line(problem: str) -> str:
+    """What llguidance says, without the state that it prints below."""
+    return " ".join(problem.partition("<state>")[0].split())[:300]
 
 
 class _Tokens:

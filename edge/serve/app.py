@@ -3,6 +3,7 @@
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -12,12 +13,12 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp
 
 from edge.errors import EdgeError
-from edge.serve import admin, docs, openai
+from edge.serve import admin, anthropic, docs, ollama, openai, responses
 from edge.serve.body import request_error
 from edge.serve.desk import Desk
 from edge.serve.entry import Entry, entry
 from edge.serve.guard import Guard, ProblemForm, Rules
-from edge.serve.problems import MethodError, NotFoundError, body_of, code_of, headers_of, status_of
+from edge.serve.problems import MethodError, NotFoundError, code_of, headers_of, status_of
 
 logger = logging.getLogger(__name__)
 requests_log = logging.getLogger("edge.requests")
@@ -26,20 +27,20 @@ WEB = Path(__file__).parent / "web"  # the chat page, where it is installed
 
 # What speaks for other clients: its routes, and the beginning of the paths whose errors it writes.
 Maker = Callable[[Desk], APIRouter]
-TRANSLATIONS: tuple[Maker, ...] = ()
-PROBLEM_FORMS: dict[str, ProblemForm] = {}
+TRANSLATIONS: tuple[Maker, ...] = (responses.router, anthropic.router, ollama.router)
+PROBLEM_FORMS: dict[str, ProblemForm] = {
+    **dict.fromkeys(anthropic.PATHS, anthropic.problem),
+    **dict.fromkeys(ollama.PATHS, ollama.problem),
+}
 
 
 def make_app(desk: Desk, rules: Rules, *, json_log: bool = False, routers: tuple[APIRouter, ...] = ()) -> ASGIApp:
     """The ASGI application. routers: more routes, of features that have state of their own."""
-    forms = {**PROBLEM_FORMS, **rules.forms}
-
-    def form(path: str) -> ProblemForm:
-        return next((form for start, form in forms.items() if path.startswith(start)), body_of)
+    rules = replace(rules, forms={**PROBLEM_FORMS, **rules.forms})
 
     def answer(request: Request, error: EdgeError) -> Response:
         entry().code = code_of(error)
-        return JSONResponse(form(request.url.path)(error), status_of(error), headers_of(error))
+        return JSONResponse(rules.form(request.url.path)(error), status_of(error), headers_of(error))
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -63,6 +64,8 @@ def make_app(desk: Desk, rules: Rules, *, json_log: bool = False, routers: tuple
 
     @app.exception_handler(HTTPException)
     async def unrouted(request: Request, error: HTTPException) -> Response:
+        if isinstance(error.__cause__, EdgeError):
+            return answer(request, error.__cause__)
         if error.status_code == 405:
             return answer(request, MethodError(request.method, (error.headers or {}).get("Allow", "GET")))
         return answer(request, NotFoundError("what this path names", "see /docs for what is"))

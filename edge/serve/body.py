@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi import Request, Response
+from fastapi import HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
@@ -126,18 +126,14 @@ class _StrictRequest(Request):
         if not hasattr(self, "_json"):
             try:
                 self._json = parse(await self.body())
-            except RequestError as error:  # FastAPI lets nothing else through unchanged
-                context = {"type": "strict", "loc": (), "msg": "", "input": None, "ctx": {"error": error}}
-                raise RequestValidationError([context]) from None
+            except RequestError as error:  # FastAPI lets no other kind through; app.py answers with its cause
+                raise HTTPException(400) from error
         return self._json
 
 
 def request_error(error: RequestValidationError) -> RequestError:
     """The first thing that pydantic found wrong, in a sentence that ends in the next step."""
     found = error.errors()[0]
-    strict = found.get("ctx", {}).get("error")
-    if isinstance(strict, RequestError):
-        return strict
     field = ".".join(str(part) for part in found["loc"] if part != "body")[:200]
     match found["type"]:
         case "extra_forbidden":
@@ -147,7 +143,7 @@ def request_error(error: RequestValidationError) -> RequestError:
         case "missing":
             return RequestError(field, "this field is missing; send it")
         case "value_error":
-            return RequestError(field, str(strict))
+            return RequestError(field, str(found["ctx"]["error"]))
     problem = str(found["msg"])
     return RequestError(field, f"{problem[0].lower()}{problem[1:]}; change it")
 

@@ -17,6 +17,7 @@ from typing import Any
 import httpx2
 import pytest
 
+CLIENT = httpx2.Client(timeout=60, verify=False, limits=httpx2.Limits(max_keepalive_connections=0))
 KEY = "a-key-of-the-tests"
 QUESTION = [{"role": "user", "content": "What is 347 + 85?"}]
 
@@ -38,10 +39,10 @@ class Server:
         return self.log_file.read_text(encoding="utf-8")
 
     def get(self, path: str, **options: Any) -> httpx2.Response:
-        return httpx2.get(self.url + path, timeout=60, **options)
+        return CLIENT.get(self.url + path, **options)
 
     def post(self, path: str, body: Any, **options: Any) -> httpx2.Response:
-        return httpx2.post(self.url + path, json=body, timeout=60, **options)
+        return CLIENT.post(self.url + path, json=body, **options)
 
     def chat(self, **fields: Any) -> httpx2.Response:
         body = {"messages": QUESTION, "temperature": 0, **fields}
@@ -60,7 +61,7 @@ class Server:
         """The events of a streamed reply; the last must be [DONE]."""
         body = {"messages": QUESTION, "temperature": 0, "stream": True, **fields}
         body = {k: v for k, v in body.items() if v is not None}
-        with httpx2.stream("POST", self.url + path, json=body, timeout=60) as response:
+        with CLIENT.stream("POST", self.url + path, json=body) as response:
             assert response.status_code == 200, response.read()
             lines = [line for line in response.iter_lines() if line.startswith("data: ")]
         assert lines[-1] == "data: [DONE]"

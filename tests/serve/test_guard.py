@@ -11,16 +11,38 @@ import httpx2
 import pytest
 
 from edge.serve.guard import Rules, is_loopback
-from tests.serve.conftest import KEY, Server, post_text, serving
+from tests.serve.conftest import CLIENT, KEY, Server, post_text, serving
 
 SECOND_KEY = "another-key-of-the-tests"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "BREW")
 ODD_PATHS = (
-    "/", "//", "//v1/models", "/v1/models/", "/v1/../metrics", "/v1/%2e%2e/metrics", "/%2e%2e/%2e%2e/etc/passwd",
-    "/..%2fetc/passwd", "/health/", "/health/..", "/health/../metrics", "/health%00", "/health;x=1",
-    "/health%2f..%2fmetrics", "/HEALTH", "/v1/models;", "/metrics#", "/v1/models%00", "/CON", "/a" * 2000, "/%F0%9F%98%80", "/%ff",
-    "/api/tags", "/v1/messages", "/docs/../metrics", "/static/../../app.py",
-)  # fmt: skip
+    "/",
+    "//",
+    "//v1/models",
+    "/v1/models/",
+    "/v1/../metrics",
+    "/v1/%2e%2e/metrics",
+    "/%2e%2e/%2e%2e/etc/passwd",
+    "/..%2fetc/passwd",
+    "/health/",
+    "/health/..",
+    "/health/../metrics",
+    "/health%00",
+    "/health;x=1",
+    "/health%2f..%2fmetrics",
+    "/HEALTH",
+    "/v1/models;",
+    "/metrics#",
+    "/v1/models%00",
+    "/CON",
+    "/a" * 2000,
+    "/%F0%9F%98%80",
+    "/%ff",
+    "/api/tags",
+    "/v1/messages",
+    "/docs/../metrics",
+    "/static/../../app.py",
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +71,19 @@ def test_every_key_opens_and_nothing_else_does(keyed: Server) -> None:
     for headers in (bearer(KEY), bearer(SECOND_KEY), {"X-Api-Key": KEY}, {"authorization": f"bearer {KEY}"}):
         assert keyed.get("/v1/models", headers=headers).status_code == 200, headers
     wrong: list[dict[str, str]] = [
-        {}, bearer("wrong"), bearer(KEY + "x"), bearer(KEY[:-1]), bearer(KEY.upper()), {"X-Api-Key": "no"},
-        {"Authorization": KEY}, {"Authorization": f"Basic {KEY}"}, {**bearer(KEY), "X-Api-Key": "wrong"},
-        {**bearer(KEY), "X-Api-Key": SECOND_KEY}, {"Cookie": f"key={KEY}"}, bearer("é".encode().decode("latin-1")),
-    ]  # fmt: skip
+        {},
+        bearer("wrong"),
+        bearer(KEY + "x"),
+        bearer(KEY[:-1]),
+        bearer(KEY.upper()),
+        {"X-Api-Key": "no"},
+        {"Authorization": KEY},
+        {"Authorization": f"Basic {KEY}"},
+        {**bearer(KEY), "X-Api-Key": "wrong"},
+        {**bearer(KEY), "X-Api-Key": SECOND_KEY},
+        {"Cookie": f"key={KEY}"},
+        bearer("é".encode().decode("latin-1")),
+    ]
     for headers in wrong:
         answer = keyed.get("/v1/models", headers=headers)
         assert answer.status_code == 401, headers
@@ -117,9 +148,7 @@ def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_request_is_controlled_by_its_own_key_only(keyed: Server) -> None:
     body = keyed.endless(headers=bearer(KEY))
-    with httpx2.stream(
-        "POST", keyed.url + "/v1/chat/completions", json=body, headers=bearer(KEY), timeout=30
-    ) as stream:
+    with CLIENT.stream("POST", keyed.url + "/v1/chat/completions", json=body, headers=bearer(KEY)) as stream:
         first = next(line for line in stream.iter_lines() if line.startswith("data: "))
         found = re.search(r"chatcmpl-[0-9a-f]+", first)
         assert found
@@ -152,9 +181,26 @@ def test_our_own_names_are_answered(server: Server, host: str) -> None:
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.com", "localhost.evil.com", "evil.com:8080", "8.8.8.8", "127.0.0.2", "[::2]", "localhost:99999",
-     "localhost:x", "localhost:0", "user@localhost", "localhost/x", "", " ", "a b", "xn--lcalhost-n4a", "0.0.0.0", "2130706433"],
-)  # fmt: skip
+    [
+        "evil.com",
+        "localhost.evil.com",
+        "evil.com:8080",
+        "8.8.8.8",
+        "127.0.0.2",
+        "[::2]",
+        "localhost:99999",
+        "localhost:x",
+        "localhost:0",
+        "user@localhost",
+        "localhost/x",
+        "",
+        " ",
+        "a b",
+        "xn--lcalhost-n4a",
+        "0.0.0.0",
+        "2130706433",
+    ],
+)
 def test_a_foreign_name_is_refused(server: Server, host: str) -> None:
     for path in ("/health", "/v1/models"):
         answer = server.exchange(f"GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
@@ -173,7 +219,7 @@ def test_a_request_names_exactly_one_host(server: Server) -> None:
 )
 @pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"])
 def test_pages_of_other_sites_stay_out(server: Server, origin: str, method: str) -> None:
-    answer = httpx2.request(method, server.url + "/v1/models", headers={"Origin": origin})
+    answer = CLIENT.request(method, server.url + "/v1/models", headers={"Origin": origin})
     assert answer.status_code == 403
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
@@ -195,7 +241,7 @@ def test_a_page_that_was_asked_for_gets_its_headers(demo_model: Path, tmp_path: 
         tmp_path, "--cors-origin", origin, "--api-key", KEY, "--allow-host", "ai.example", model=demo_model
     ) as found:
         asked = {"Origin": origin, "Access-Control-Request-Method": "POST"}
-        preflight = httpx2.request("OPTIONS", found.url + "/v1/chat/completions", headers=asked)
+        preflight = CLIENT.request("OPTIONS", found.url + "/v1/chat/completions", headers=asked)
         assert preflight.status_code == 204
         assert preflight.headers["access-control-allow-origin"] == origin
         assert "access-control-allow-credentials" not in preflight.headers
@@ -214,11 +260,19 @@ def test_a_page_that_was_asked_for_gets_its_headers(demo_model: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    "kind", ["text/plain", "", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x",
-             "application/jsonp", "application/json; charset=latin-1", "application/json, text/plain"],
-)  # fmt: skip
+    "kind",
+    [
+        "text/plain",
+        "",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "application/jsonp",
+        "application/json; charset=latin-1",
+        "application/json, text/plain",
+    ],
+)
 def test_only_json_is_taken(server: Server, kind: str) -> None:
-    answer = httpx2.post(server.url + "/v1/chat/completions", content=b"{}", headers={"Content-Type": kind})
+    answer = CLIENT.post(server.url + "/v1/chat/completions", content=b"{}", headers={"Content-Type": kind})
     assert answer.status_code == 415
     assert answer.json()["error"]["code"] == "unsupported_media_type"
 
@@ -227,7 +281,7 @@ def test_a_body_over_the_cap_is_refused_by_its_length_and_while_it_comes(server:
     before = server.metric('edge_memory_bytes{process="front"}') or 0
     long = b'{"messages": "' + b"x" * (1 << 20) + b'"}'
     assert (
-        httpx2.post(
+        CLIENT.post(
             server.url + "/v1/chat/completions", content=long, headers={"Content-Type": "application/json"}
         ).status_code
         == 413
@@ -266,9 +320,17 @@ def test_headers_over_the_cap_are_refused(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    "junk", [b"\x16\x03\x01\x02\x00\x01\x00", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"\0" * 100 + b"\r\n\r\n",
-             b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\nHost : localhost\n\n", b"\xff\xfe\r\n\r\n"],
-)  # fmt: skip
+    "junk",
+    [
+        b"\x16\x03\x01\x02\x00\x01\x00",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"\0" * 100 + b"\r\n\r\n",
+        b"GET\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"GET / HTTP/1.1\nHost : localhost\n\n",
+        b"\xff\xfe\r\n\r\n",
+    ],
+)
 def test_what_is_no_http_is_refused(server: Server, junk: bytes) -> None:
     answer = server.exchange(junk + b"\r\n\r\n")
     assert status(answer) in (0, 400, 403)
