@@ -170,7 +170,7 @@ def _rules(
         keys, made_key = [key], key if is_new else None
     rules = Rules(
         own_hosts(host, names), tuple(keys), frozenset(origins), max_body_bytes=max_body,
-        raw=frozenset({FILES}), larger={FILES: MAX_FILE_BYTES, "/api/conversations/import": MAX_IMPORT_BYTES},
+        raw=frozenset({FILES}), max_bytes_of={FILES: MAX_FILE_BYTES, "/api/conversations/import": MAX_IMPORT_BYTES},
     )  # fmt: skip
     return rules, made_key
 

@@ -59,7 +59,6 @@ class Rules:
     public: frozenset[str] = frozenset({"/health"})  # paths without a key
     raw: frozenset[str] = frozenset()  # paths whose body need not be JSON
     max_body_bytes: int = MAX_BODY_BYTES
-    larger: Mapping[str, int] = field(default_factory=dict)  # paths that take a larger body, in bytes
     max_bytes_of: Mapping[str, int] = field(default_factory=dict)  # path -> a limit of its own
     forms: Mapping[str, ProblemForm] = field(default_factory=dict)  # beginning of a path -> form of its errors
     _digests: tuple[bytes, ...] = field(init=False)
