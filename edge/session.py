@@ -91,7 +91,7 @@ class Session:
             except EngineDownError:
                 raise
             except EdgeError as error:
-                notes.print(f"[red]{escape(str(error))}[/]")
+                notes.print(f"[red]{escape(str(error))}[/]", soft_wrap=True)
 
     def _obey(self, text: str, lines: Lines) -> None:
         word, _, argument = text.partition(" ")
@@ -340,10 +340,10 @@ class Session:
     # ---- telling
 
     def _say(self, text: str) -> None:
-        notes.print(text, style="dim", markup=False)
+        notes.print(text, style="dim", markup=False, soft_wrap=True)
 
     def _tell_problem(self) -> None:
         """What is wrong with the history, once."""
         if self.history.problem != self._told:
             self._told = self.history.problem
-            notes.print(f"[yellow]{escape(self._told or 'saving again')}[/]")
+            notes.print(f"[yellow]{escape(self._told or 'saving again')}[/]", soft_wrap=True)

@@ -8,9 +8,10 @@ import pytest
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """EDGE_CACHE points into the run's temporary folder: no test sees the user's files."""
+    """EDGE_CACHE and EDGE_DATA point into the run's temporary folder: no test sees the user's files."""
     folder = tmp_path_factory.mktemp("cache")
     os.environ["EDGE_CACHE"] = str(folder)
+    os.environ["EDGE_DATA"] = str(tmp_path_factory.mktemp("data"))
     return folder
 
 

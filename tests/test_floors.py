@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("edge", "convert", "benchmarks")
-# The table of docs/architecture.md, file by file. 
+# The table of docs/architecture.md, file by file.
 FLOORS = {
     "benchmarks/schema.py": 0,
     "benchmarks/stats.py": 0,

@@ -2,7 +2,7 @@
 
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 from fastapi import APIRouter, FastAPI, Request, Response
@@ -31,18 +31,8 @@ PROBLEM_FORMS: dict[str, ProblemForm] = {
 }
 
 
-async def _nothing() -> None: ...
-
-
-def make_app(
-    desk: Desk,
-    rules: Rules,
-    *,
-    json_log: bool = False,
-    routers: tuple[APIRouter, ...] = (),
-    on_close: Callable[[], Awaitable[None]] = _nothing,
-) -> ASGIApp:
-    """The ASGI application. routers: more routes, of features that have state of their own; on_close puts it away."""
+def make_app(desk: Desk, rules: Rules, *, json_log: bool = False, routers: tuple[APIRouter, ...] = ()) -> ASGIApp:
+    """The ASGI application. routers: more routes, of features that have state of their own."""
     rules = replace(rules, forms={**PROBLEM_FORMS, **rules.forms})
 
     def answer(request: Request, error: EdgeError) -> Response:
@@ -52,7 +42,6 @@ def make_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await on_close()
         await desk.engine.close()
 
     app = FastAPI(title="edge", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)

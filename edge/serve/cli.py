@@ -18,11 +18,15 @@ from edge.config import HOST, PORT, EngineSettings, cache_dir
 from edge.errors import RefusedMessagesError
 
 if TYPE_CHECKING:
+    from fastapi import APIRouter
+
+    from edge.serve.desk import Desk
     from edge.serve.guard import Rules
 
 ANY_ADDRESS = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound
 KEY_VARIABLES = ["EDGE_API_KEY", "EDGE_SERVE_API_KEY"]  # white space between several
-MAX_UPLOAD_BYTES = {"/api/attachments": 20 << 20, "/api/conversations/import": 64 << 20}
+FILES = "/api/attachments"  # takes bytes of any kind
+MAX_IMPORT_BYTES = 64 << 20
 KEY_HELP = "A key clients must send; several may be given. Others see it in the process list: prefer a file."
 
 
@@ -88,13 +92,10 @@ def serve(
     """
     from edge.chat import chat_template
     from edge.engine.client import EngineClient
-    from edge.history import History
     from edge.model.gguf import read_model_info
-    from edge.serve import conversations, page, problems
+    from edge.serve import page
     from edge.serve.app import make_app
-    from edge.serve.body import StrictRoute
     from edge.serve.desk import Desk
-    from edge.serve.replies import Replies
     from edge.serve.server import Serving, listen, run
     from edge.serve.wire import Limits
 
@@ -115,24 +116,31 @@ def serve(
     _log_to_stderr(json_log=json_log, quiet=quiet)
     desk = Desk(EngineClient(settings), info, template, alias or info.path.stem)
     desk.logs_prompts = log_prompts
-    history = History()
-    replies = Replies(history, desk.engine, template, sampling=desk.defaults, on_done=desk.metrics.done,
-                      code_of=problems.code_of)  # fmt: skip
-
-    async def close_chat() -> None:
-        await replies.close()
-        history.close()
-
-    chat = conversations.router(history, replies, model=desk.model, route_class=StrictRoute)
-    rules = replace(rules, public=rules.public | page.paths(), raw=rules.raw | {"/api/attachments"},
-                    max_bytes_of={**rules.max_bytes_of, **MAX_UPLOAD_BYTES})  # fmt: skip
-    app = make_app(desk, rules, json_log=json_log, routers=(page.router(), chat), on_close=close_chat)
+    rules = replace(rules, public=rules.public | page.paths())
+    app = make_app(desk, rules, json_log=json_log, routers=(page.router(), _conversations(desk)))
     _greet(host, listener.getsockname()[1], desk.model, made_key, has_key=bool(rules.keys))
     try:
         run(Serving(app, desk, Limits(n_connections=max_connections), grace), listener)
     finally:
         if template is not None:
             template.close()
+
+
+def _conversations(desk: "Desk") -> "APIRouter":
+    """The routes of the user's history; a history that cannot be written is told, and works in memory."""
+    from edge.history import History
+    from edge.serve import conversations
+    from edge.serve.body import StrictRoute
+    from edge.serve.problems import code_of
+    from edge.serve.replies import Replies
+
+    history = History()
+    if history.problem is not None:
+        click.echo(history.problem, err=True)
+    replies = Replies(
+        history, desk.engine, desk.template, sampling=desk.defaults, on_done=desk.metrics.done, code_of=code_of
+    )
+    return conversations.router(history, replies, model=desk.model, route_class=StrictRoute)
 
 
 def _rules(
@@ -146,6 +154,7 @@ def _rules(
     max_body: int,
 ) -> "tuple[Rules, str | None]":
     """(who may come in, the key if one was made now)."""
+    from edge.documents import MAX_FILE_BYTES
     from edge.serve.guard import Rules, is_loopback
     from edge.serve.keys import check_keys, key_file, own_key, read_keys
 
@@ -159,7 +168,11 @@ def _rules(
         key, is_new = own_key()
         check_keys([key], str(key_file()))
         keys, made_key = [key], key if is_new else None
-    return Rules(own_hosts(host, names), tuple(keys), frozenset(origins), max_body_bytes=max_body), made_key
+    rules = Rules(
+        own_hosts(host, names), tuple(keys), frozenset(origins), max_body_bytes=max_body,
+        raw=frozenset({FILES}), max_bytes_of={FILES: MAX_FILE_BYTES, "/api/conversations/import": MAX_IMPORT_BYTES},
+    )  # fmt: skip
+    return rules, made_key
 
 
 def own_hosts(host: str, names: tuple[str, ...] = ()) -> frozenset[str]:

@@ -7,7 +7,7 @@ which the application turns into answers.
 import asyncio
 import json
 from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -99,8 +99,18 @@ class Control(Strict):
 
 
 def router(history: History, replies: Replies, *, model: str, route_class: type[APIRoute] = APIRoute) -> APIRouter:
-    """The routes. model: its name, for the status; route_class: how JSON bodies are read."""
-    routes = APIRouter(prefix="/api", route_class=route_class)
+    """The routes. model: its name, for the status; route_class: how JSON bodies are read.
+
+    When the application ends, running replies are broken off and kept, and the history is closed.
+    """
+
+    @asynccontextmanager
+    async def lifespan(_: object) -> AsyncIterator[None]:
+        yield
+        await replies.close()
+        history.close()
+
+    routes = APIRouter(prefix="/api", route_class=route_class, lifespan=lifespan)
     _conversations(routes, history, replies)
     _messages(routes, history, replies)
     _facts(routes, history, replies, model)
