@@ -18,8 +18,7 @@ and cache stand for, the limit what a read probe of the same cores reached.
 def report_text(records: Sequence[Record], title: str = "Benchmark") -> str:
     """All records, board by board and model by model, with what one must know to believe them."""
     parts = [f"# {title}\n"]
-    for board in dict.fromkeys(record.board for record in records):
-        of_board = [record for record in records if record.board == board]
+    for board, of_board in report.by_board(records):
         parts.append(
             f"## {escaped(board.name)}\n\n"
             + "\n".join(f"- {escaped(line)}" for line in describe(board, of_board))
@@ -85,8 +84,8 @@ def columns(records: Sequence[Record]) -> list[report.Column]:
 def sbc_reviews_text(records: Sequence[Record]) -> str:
     """A board's section as the sbc-reviews issues have it: a checklist of models and their speeds."""
     parts = []
-    for board in dict.fromkeys(record.board for record in records):
-        of_board = [record for record in records if record.board == board and record.tokens_per_s]
+    for board, found in report.by_board(records):
+        of_board = [record for record in found if record.tokens_per_s]
         parts.append(f"### {escaped(board.name)}\n\n#### LLM performance\n")
         parts.append(
             "| Model | Test | Speed | Peak memory | Energy | Conditions |\n| :--- | :--- | ---: | ---: | ---: | --- |"

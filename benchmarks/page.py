@@ -35,7 +35,7 @@ def page(records: Sequence[Record], title: str = "Benchmark") -> str:
     days = sorted({record.started_at[:10] for record in records})
     span = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     figures = "".join(f'<figure aria-label="{escape(plot.title)}">{plot.svg}</figure>' for plot in plots.svgs(records))
-    boards = "".join(_board(board, records) for board in dict.fromkeys(record.board for record in records))
+    boards = "".join(_board(board, of_board) for board, of_board in report.by_board(records))
     return f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -80,8 +80,7 @@ def _cards(records: Sequence[Record]) -> str:
     )
 
 
-def _board(board: Board, records: Sequence[Record]) -> str:
-    of_board = [record for record in records if record.board == board]
+def _board(board: Board, of_board: Sequence[Record]) -> str:
     facts = "".join(f"<li>{escape(line)}</li>" for line in markdown.describe(board, of_board))
     columns = markdown.columns(of_board)
     head = "".join(f"<th{_align(column)}>{escape(column.name)}</th>" for column in columns)

@@ -57,7 +57,7 @@ def ratio(a: Sequence[float], b: Sequence[float]) -> Ratio:
     """How many times b is a, by rank (Hodges and Lehmann; the interval is Mann and Whitney's).
 
     Asks nothing of how samples are distributed, and is exact for the handful that a benchmark has, where resampling
-    them would be too sure. Samples > 0.
+    their means is too sure. Samples > 0.
     """
     quotients = sorted(y / x for x in a for y in b)
     cut = _rank_cut(len(a), len(b))

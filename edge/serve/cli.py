@@ -41,8 +41,10 @@ KEY_HELP = "A key clients must send; several may be given. Others see it in the 
 @click.option("--cors-origin", multiple=True, metavar="URL", help="A foreign web page that may call this server.")
 @click.option("--alias", metavar="NAME", help="The model's name for clients.  [the file's name]")
 @CTX
-@click.option("--slots", type=click.IntRange(1, 63), metavar="N",
-              help=f"Replies made at once; they share the context.  [{EngineSettings.n_slots}, fewer if memory is short]")  # fmt: skip
+@click.option(
+    "--slots", type=click.IntRange(1, 63), metavar="N",
+    help=f"Replies made at once; they share the context.  [{EngineSettings.n_slots}, fewer if memory is short]",
+)  # fmt: skip
 @click.option("--queue", type=click.IntRange(1, 4096), default=EngineSettings.n_queue, show_default=True, metavar="N",
               help="Requests that may wait before others are told to come back.")  # fmt: skip
 @THREADS
