@@ -134,24 +134,25 @@ def pin(n_threads: int | None, n_weight_bytes: int, cpus: Iterable[int] | None =
     """
     if cpus is not None and n_threads is not None:
         if cpus := set(cpus):
-            _bind(cpus)
+            bind(cpus)
         return n_threads
     topology = read_topology()
     fast = topology.compute_cpus
     if n_threads is None:
         n_threads = n_compute_threads(topology.n_threads_max, n_weight_bytes)
     if topology.is_pinnable and n_threads <= len(fast) < len(allowed_cpus()):
-        _bind(fast)
+        bind(fast)
     return n_threads
 
 
 def bind_front(topology: Topology) -> None:
     """Move this process to the slow cores, if there are some: the engine's threads then never wait for it."""
     if topology.is_pinnable and topology.front_cpus:
-        _bind(topology.front_cpus)
+        bind(topology.front_cpus)
 
 
-def _bind(cpus: Iterable[int]) -> None:
+def bind(cpus: Iterable[int]) -> None:
+    """Run this process on these CPUs, as far as the system has such a thing and lets us."""
     if hasattr(os, "sched_setaffinity"):
         with contextlib.suppress(OSError):  # a core went offline, or the cpuset changed: run where the kernel puts us
             os.sched_setaffinity(0, cpus)

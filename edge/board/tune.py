@@ -117,7 +117,7 @@ def tune(
         settings.n_threads, settings.flash_attention, settings.n_ubatch_tokens, settings.load_mode, settings.cpus or ()
     )
     outcome = Outcome(Tuned(), default, default, None)
-    own = bench or Trials(Path(info.path))
+    own = bench or Trials(Path(info.path), settings.n_gpu_layers)
     try:
         for name, candidate in candidates(plan, default):
             left_s = (1 - FINAL_SHARE) * budget_s - (clock() - started_s)
@@ -230,8 +230,9 @@ def _huge_pages() -> str:
 class Trials:
     """Measuring children, one for each set of what only a new process can change. The two newest are kept."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, n_gpu_layers: int = 0) -> None:
         self._path = path.absolute()
+        self._n_gpu_layers = n_gpu_layers
         self._children: dict[tuple[Any, ...], subprocess.Popen[str]] = {}
         self._n_prompt_tokens, self._n_generated_tokens = 32, 4
         self._is_calibrated = False
@@ -267,9 +268,9 @@ class Trials:
             return child
         while len(self._children) > 1:  # the default's is the first and stays
             self._stop(list(self._children)[1])
-        command = [sys.executable, "-m", "edge.engine.trial", str(self._path), candidate.load_mode]
-        if candidate.cpus:
-            command.append(",".join(map(str, candidate.cpus)))
+        cpus = ",".join(map(str, candidate.cpus))
+        words = (str(self._path), candidate.load_mode, str(self._n_gpu_layers), cpus)
+        command = [sys.executable, "-m", "edge.engine.trial", *words]
         child = subprocess.Popen(
             command,
             cwd=library.PACKAGE_ROOT,

@@ -1,31 +1,35 @@
 """A child that loads a model once and measures contexts of it: one JSON line in, one out.
 
-    python -m edge.engine.trial MODEL.gguf LOAD_MODE [CPU,CPU,…]
+    python -m edge.engine.trial MODEL.gguf LOAD_MODE N_GPU_LAYERS CPU,CPU,…
 
 A line in is {"n_threads", "flash_attention", "n_ubatch_tokens", "n_prompt_tokens", "n_generated_tokens"}; a line out is
 {"prompt_s", "generation_s"} or {"problem"}. The clock includes decoding and nothing else. Ends when its input does.
 """
 
 import json
-import os
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edge.board.topology import bind
+from edge.config import LoadMode
+
 N_CTX_TOKENS = 1024
 
 
 def main() -> None:
-    path, load_mode = Path(sys.argv[1]), sys.argv[2]
-    if len(sys.argv) > 3 and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, [int(cpu) for cpu in sys.argv[3].split(",")])
+    path, n_gpu_layers, cpus = Path(sys.argv[1]), int(sys.argv[3]), sys.argv[4]
+    load_mode: LoadMode = "map" if sys.argv[2] == "map" else "read"
+    if cpus:
+        bind(int(cpu) for cpu in cpus.split(","))
 
     from edge.engine.llama import Llama, Loading  # loads libllama: only now, with the affinity set
     from edge.errors import EdgeError
 
-    loading = Loading(N_CTX_TOKENS, 256, n_sequences=1, n_outputs=1, n_threads=1, load_mode=load_mode)  # type: ignore[arg-type]
+    loading = Loading(N_CTX_TOKENS, 256, n_sequences=1, n_outputs=1, n_threads=1)
+    loading = replace(loading, load_mode=load_mode, n_gpu_layers=n_gpu_layers)
     try:
         llama = Llama(path, loading)
         _say({"ready": True})
