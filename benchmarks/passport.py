@@ -2,7 +2,7 @@
 
     python -m benchmarks.passport [FOLDER]        # docs/demo-passport.md, .json and .svg
 
-Reads replies of the demo to held-out sums, and counts its right answers on all 500 of them. The importance matrix is
+Reads replies of the demo to held-out sums, and counts its right answers on 200 of them. The importance matrix is
 made from its replies to other sums. Needs matplotlib (the extra `report`).
 """
 
@@ -28,6 +28,7 @@ WEIGHTED = ("Q4_K_M", "Q4_0")
 N_REPLIES = 96
 N_CTX_TOKENS, N_CHUNKS = 128, 80  # a chunk is about one of its conversations; longer ones it has not seen
 N_CALIBRATION = 200
+N_SUMS = 200  # of the 500 held-out ones
 NAME = "demo-passport"
 PREFACE = """
 The demo is a model of 3.7 million parameters that does sums; a small model suffers most from few bits, and a sum is
@@ -40,7 +41,7 @@ def entries(folder: Path, report: Report) -> tuple[Exam, list[Entry]]:
     reference = convert(CHECKPOINT, ["BF16"], folder)[0].path
     text = written(reference, N_REPLIES, task="sums", report=report)
     origin = f"{N_REPLIES} replies of the reference to held-out sums"
-    exam = Exam(reference, text, origin, True, N_CTX_TOKENS, N_CHUNKS, ("sums",))
+    exam = Exam(reference, text, origin, True, N_CTX_TOKENS, N_CHUNKS, ("sums",), N_SUMS)
     found = [examine(made.path, exam, report=report) for made in convert(CHECKPOINT, TYPES, folder)]
     task = folder / "other-sums.jsonl"
     task.write_text("\n".join(json.dumps({"question": question, "answer": "-"}) for question in other_sums()))
