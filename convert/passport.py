@@ -111,7 +111,7 @@ class Passport:
                 *self._origins(),
                 "SHA-256:",
                 "",
-                *(f"- `{entry.file}` `{entry.sha256}`" for entry in self.entries),
+                *(f"- {entry.name}: `{entry.sha256}`" for entry in self.entries),
                 "",
                 "Measure it again:",
                 "",
