@@ -76,12 +76,13 @@ def plot(passport: Passport, path: Path) -> None:
         at = entry.bytes_per_token / 1e6, max(lost.kld.value, 1e-7)
         marker, color = ("D", "#c44e52") if entry.imatrix else ("o", "#4c72b0")
         axes.errorbar(*at, yerr=lost.kld.error, fmt=marker, color=color, capsize=3)
-        below = entry.imatrix is not None
-        axes.annotate(entry.name, at, xytext=(8, -12 if below else 5), textcoords="offset points", fontsize=9)
+        left, below = entry.type == TYPES[-1], entry.imatrix is not None  # the two smallest lie close together
+        offset, side = (-9 if left else 9, -9 if below else 5), "right" if left else "left"
+        axes.annotate(entry.name, at, xytext=offset, textcoords="offset points", ha=side, fontsize=9)
     axes.set_yscale("log")
     axes.set_xlabel("MB read per token")
     axes.set_ylabel("mean KL divergence from the reference, nats")
-    axes.margins(x=0.18, y=0.15)
+    axes.margins(x=0.3, y=0.15)
     axes.grid(alpha=0.3, which="both")
     figure.savefig(path, metadata={"Date": None})
 
