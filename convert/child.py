@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,39 +31,36 @@ def silent(phase: str, n_done: int, n_total: int) -> None:
 
 def run(module: str, job: Json, report: Report = silent) -> Json:
     """The result of `module`'s work on a job. Raises what it raised; EngineError if the process died."""
-    child = subprocess.Popen(
-        [sys.executable, "-m", module, json.dumps(job)],
-        cwd=PACKAGE_ROOT,  # python -m looks for modules there first: never in the user's folder
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
-    assert child.stdout
-    assert child.stderr
-    result: Json | None = None
-    try:
-        for line in child.stdout:
-            message = json.loads(line)
-            if "error" in message:
-                raise Failed("", message["error"], message["facts"]).exception()
-            if "result" in message:
-                result = message["result"]
-            else:
+    with tempfile.TemporaryFile() as words:  # a pipe that nobody reads would stop the child when it is full
+        child = subprocess.Popen(
+            [sys.executable, "-m", module, json.dumps(job)],
+            cwd=PACKAGE_ROOT,  # python -m looks for modules there first: never in the user's folder
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=words,
+            text=True,
+            errors="replace",
+        )
+        assert child.stdout
+        try:
+            for line in child.stdout:
+                message = json.loads(line)
+                if "error" in message:
+                    raise Failed("", message["error"], message["facts"]).exception()
+                if "result" in message:
+                    result: Json = message["result"]
+                    return result
                 report(message["phase"], message["n_done"], message["n_total"])
-        last = ([line for line in child.stderr.read().splitlines() if line.strip()] or ["it said nothing"])[-1]
-        code = child.wait()
-    finally:
-        if child.poll() is None:
+            code = child.wait()
+            words.seek(0)
+            said = words.read().decode("utf-8", "replace").split("\n")
+        finally:
             child.kill()
             child.wait()
-        child.stdout.close()
-        child.stderr.close()
-    if result is None:
-        reason = signal.Signals(-code).name if code < 0 else last.strip()
-        raise EngineError(f"the work on {Path(job['model']).name} ended early ({reason})", "try `edge inspect` on it")
-    return result
+            child.stdout.close()
+    last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
+    reason = signal.Signals(-code).name if code < 0 else last
+    raise EngineError(f"the work on {Path(job['model']).name} ended early ({reason})", "try `edge inspect` on it")
 
 
 def serve(work: Callable[[Json, Report], Json]) -> None:

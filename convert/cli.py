@@ -126,6 +126,8 @@ def convert(
     from convert import pipeline
 
     if auto:
+        if dry_run or pure or patterns or output_kind or embedding_kind:
+            raise click.UsageError("--auto finds the type by making files; leave the other options on types away")
         chosen = _choose(src, out, n_ram_bytes, min_same_top, text, imatrix, force=force, as_json=as_json)
         if passport:
             _issue(src, [chosen], text, tasks, imatrix, force=force)

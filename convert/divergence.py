@@ -113,11 +113,11 @@ def pack(logits: Row, next_tokens: Sequence[int], pool: Executor) -> bytes:
     return b"".join(pool.map(lambda i: _pack(logits[i], next_tokens[i]), range(len(next_tokens))))
 
 
-def compare(logits: Row, next_tokens: Sequence[int], packed: bytes, pool: Executor) -> Floats:
+def compare(logits: Row, next_tokens: Sequence[int], packed: memoryview | bytes, pool: Executor) -> Floats:
     """(n_tokens, 5) as SCORES. packed: the reference's rows of the same tokens."""
-    rows = list(_rows(packed, logits.shape[1]))
-    assert len(rows) == len(next_tokens)
-    found = pool.map(lambda i: _compare(logits[i], next_tokens[i], rows[i]), range(len(rows)))
+    places = list(_places(packed, logits.shape[1]))
+    assert len(places) == len(next_tokens)
+    found = pool.map(lambda i: _compare(logits[i], next_tokens[i], packed, places[i]), range(len(places)))
     return np.array(list(found), np.float64)
 
 
@@ -141,25 +141,24 @@ def _pack(row: Row, next_token: int) -> bytes:
     return b"".join((head, np.packbits(kept).tobytes(), codes[kept].tobytes()))
 
 
-def _rows(packed: bytes, n_vocab: int) -> Iterator[tuple[float, NDArray[np.intp], Row]]:
-    """Of each row: -log p of the next token, the tokens kept and their log p."""
-    n_mask, place = -(-n_vocab // 8), 0
+def _places(packed: memoryview | bytes, n_vocab: int) -> Iterator[int]:
+    """Where each row begins."""
+    place = 0
     while place < len(packed):
-        scale, floor, next_code, n_kept = _HEAD.unpack_from(packed, place)
-        place += _HEAD.size
-        mask = np.unpackbits(np.frombuffer(packed, np.uint8, n_mask, place), count=n_vocab)
-        place += n_mask
-        codes = np.frombuffer(packed, np.uint16, n_kept, place)
-        place += 2 * n_kept
-        log_p = codes * np.float32(scale) + np.float32(floor)
-        yield -(next_code * scale + floor), np.flatnonzero(mask), log_p
+        yield place
+        place += _HEAD.size + -(-n_vocab // 8) + 2 * _HEAD.unpack_from(packed, place)[3]
 
 
-def _compare(row: Row, next_token: int, base: tuple[float, NDArray[np.intp], Row]) -> tuple[float, ...]:
-    nll_base, tokens, log_p_base = base
+def _compare(row: Row, next_token: int, packed: memoryview | bytes, place: int) -> tuple[float, ...]:
+    # 1. the reference's row: log p of the tokens it has kept
+    scale, floor, next_code, n_kept = _HEAD.unpack_from(packed, place)
+    place += _HEAD.size
+    bits = np.frombuffer(packed, np.uint8, -(-len(row) // 8), place)
+    log_p_base = np.frombuffer(packed, np.uint16, n_kept, place + len(bits)) * np.float32(scale) + np.float32(floor)
+    tokens = np.flatnonzero(np.unpackbits(bits, count=len(row)))
+    # 2. the measures
     log_sum = np.float32(_log_sum_exp(row))
-    nll = float(log_sum - row[next_token])
-    kept = row if len(tokens) == len(row) else row[tokens]
-    kld = float(np.sum(np.exp(log_p_base) * (log_p_base - kept + log_sum), dtype=np.float64))
+    nll, nll_base = float(log_sum - row[next_token]), -(next_code * scale + floor)
+    kld = float(np.sum(np.exp(log_p_base) * (log_p_base - row[tokens] + log_sum), dtype=np.float64))
     same = row.argmax() == tokens[log_p_base.argmax()]
     return nll, nll_base, kld, float(np.exp(-nll) - np.exp(-nll_base)), float(same)

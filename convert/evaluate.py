@@ -8,6 +8,7 @@ is not made again.
 """
 
 import os
+from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
@@ -49,7 +50,7 @@ def _record(reader: Reader, chunk: Chunk, base: bytes | None, job: Json, pool: E
     """A chunk's record: of a reference its tokens and rows, else its scores."""
     parts = []
     tokens = np.array(chunk.tokens, np.uint32).tobytes()
-    places = iter(_lengths(base, tokens, job)) if base else None
+    places = _batches(base, tokens, job) if base else None
     for next_tokens, logits in reader.logits(chunk):
         if job["kind"] == "reference":
             packed = divergence.pack(logits, next_tokens, pool)
@@ -61,17 +62,16 @@ def _record(reader: Reader, chunk: Chunk, base: bytes | None, job: Json, pool: E
     return b"".join([tokens, *parts] if job["kind"] == "reference" else parts)
 
 
-def _lengths(record: bytes, tokens: bytes, job: Json) -> list[bytes]:
+def _batches(record: bytes, tokens: bytes, job: Json) -> Iterator[memoryview]:
     """The packed rows of a reference's record, batch by batch. Raises ModelFileError if they are of other tokens."""
     if record[: len(tokens)] != tokens:
         problem = "reads the text in other tokens than the reference does"
         raise ModelFileError(Path(job["model"]), problem, "compare with the model it was made from")
-    parts, place = [], len(tokens)
+    place = len(tokens)
     while place < len(record):
         n_bytes = int.from_bytes(record[place : place + 8], "little")
-        parts.append(record[place + 8 : place + 8 + n_bytes])
+        yield memoryview(record)[place + 8 : place + 8 + n_bytes]
         place += 8 + n_bytes
-    return parts
 
 
 def _check_room(path: Path, n_bytes: int) -> None:

@@ -111,7 +111,7 @@ class Passport:
                 *self._origins(),
                 "SHA-256:",
                 "",
-                *(f"- `{entry.file}` `{entry.sha256}`" for entry in self.entries),
+                *(f"- {entry.name}: `{entry.sha256}`" for entry in self.entries),
                 "",
                 "Measure it again:",
                 "",
@@ -126,6 +126,7 @@ class Passport:
         options = f"--against {exam.against.name} --text TEXT --ctx {exam.n_ctx} --chunks {exam.n_chunks}"
         options += " --parse-special" if exam.control else ""
         tasks = "".join(f" --tasks {name}" for name in exam.tasks)
+        tasks += f" --first {exam.n_questions}" if exam.tasks and exam.n_questions else ""
         return [f"edge quality {entry.file} {options}{tasks}" for entry in self.entries]
 
     def _row(self, entry: Entry) -> list[str]:
@@ -194,6 +195,8 @@ def issue(
 
     text: what they read; None: what the model itself writes.
     """
+    for model in models:
+        _check_free(model, overwrite=overwrite)
     with ExitStack() as stack:
         folder = models[0].absolute().parent
         scratch = Path(stack.enter_context(TemporaryDirectory(dir=folder, prefix=".reference-")))
@@ -213,11 +216,15 @@ def paths(model: Path) -> tuple[Path, Path]:
     return model.with_name(f"{stem}.passport.md"), model.with_name(f"{stem}.passport.json")
 
 
-def write(passport: Passport, model: Path, *, overwrite: bool = False) -> list[Path]:
-    """MODEL.passport.md and MODEL.passport.json beside a model, whole or not at all. Raises OutputError."""
+def _check_free(model: Path, *, overwrite: bool) -> None:
     for path in paths(model):
         if path.exists() and not overwrite:
             raise exists(path)
+
+
+def write(passport: Passport, model: Path, *, overwrite: bool = False) -> list[Path]:
+    """MODEL.passport.md and MODEL.passport.json beside a model, whole or not at all. Raises OutputError."""
+    _check_free(model, overwrite=overwrite)
     markdown, document = paths(model)
     texts = {
         markdown: passport.to_markdown(),

@@ -4,6 +4,7 @@ A record that was cut off or damaged ends the file: it and what follows are drop
 """
 
 import fcntl
+import logging
 import os
 import struct
 import zlib
@@ -12,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 
 from edge.errors import EngineError, NoSpaceError, OutputError
+
+logger = logging.getLogger(__name__)
 
 _FRAME = struct.Struct("<QI")  # bytes of a record, CRC-32 of them
 MAGIC = b"edge records 1\n"
@@ -30,9 +33,11 @@ class Records:
             raise self._failed(error) from error
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self._file.close()
             raise EngineError("another process measures the same model on the same text", "wait for it") from error
+        except OSError:
+            logger.info("%s: this file system knows no locks", path)
         self._places = self._scan()  # offset and length of each record
 
     def __len__(self) -> int:

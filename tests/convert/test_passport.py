@@ -87,6 +87,13 @@ def test_what_does_not_fit_is_not_tried(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_auto_is_not_mixed_with_wishes(tmp_path: Path) -> None:
+    for option in ("--pure", "--dry-run"):
+        said = CliRunner().invoke(cli, ["convert", str(CHECKPOINT), "--auto", option, "-o", str(tmp_path)])
+        assert said.exit_code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_model_without_a_template_needs_a_text(tmp_path: Path) -> None:
     source = checkpoints.write(tmp_path / "plain")
     checkpoints.change(source, "tokenizer_config.json", chat_template=None)
