@@ -111,13 +111,13 @@ def test_the_engine_dies_and_the_server_does_not(demo_model: Path, tmp_path: Pat
 def test_a_request_that_killed_twice_is_quarantined(demo_model: Path, tmp_path: Path) -> None:
     with serving(tmp_path, "--ctx", "32768", model=demo_model) as found:
         body = {**found.endless(), "seed": 5, "stream": False}
-        request = post_text("/v1/chat/completions", json.dumps(body).encode())
+        request = post_text("/v1/chat/completions", json.dumps(body).encode(), "Connection: close")
         for _ in range(2):
             eventually(lambda: found.get("/health").status_code == 200)
             with found.raw(request) as poison:
                 eventually(lambda: found.n_running() == 1)
                 os.kill(engine_pid(found), signal.SIGKILL)
-                answer = poison.recv(4096)
+                answer = read_all(poison)
                 assert b" 503 " in answer.splitlines()[0]
                 assert b"engine_restarted" in answer
         eventually(lambda: found.get("/health").status_code == 200)
