@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -65,7 +66,7 @@ def fill(server: ScriptedServer) -> None:
     server.add("Bread without a mixer", 1, pinned=True)
 
 
-def picture(browser: Browser, name: str, options: dict[str, object], script: Script, question: str) -> None:
+def picture(browser: Browser, name: str, options: Mapping[str, object], script: Script, question: str) -> None:
     """The page after a question, or before one when it is empty."""
     holds = [step for step in [*script.progress, *script.thought, *script.answer] if isinstance(step, Hold)]
     with ScriptedServer() as server:

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import openai
 import pytest
@@ -20,7 +20,7 @@ from tests.serve.conftest import Server
 
 MODEL = "demo-Q8_0"
 ASKED = "What is 347 + 85?"
-SUM = {
+SUM: Any = {
     "type": "function",
     "function": {
         "name": "add",
@@ -116,13 +116,13 @@ def test_openai_structured_output(client: openai.OpenAI) -> None:
 
 
 def test_openai_tools(client: openai.OpenAI) -> None:
-    asked: list = [{"role": "user", "content": ASKED}]
+    asked: list[Any] = [{"role": "user", "content": ASKED}]
     completion = client.chat.completions.create(
         model=MODEL,
         messages=asked,
         tools=[SUM],
         tool_choice={"type": "function", "function": {"name": "add"}},
-        temperature=0,  # type: ignore[list-item]
+        temperature=0,
     )
     message = completion.choices[0].message
     assert completion.choices[0].finish_reason == "tool_calls"
@@ -131,13 +131,13 @@ def test_openai_tools(client: openai.OpenAI) -> None:
     assert call.type == "function"
     assert json.loads(call.function.arguments)["b"] in (1, 2)
     asked += [message, {"role": "tool", "tool_call_id": call.id, "content": "432"}]
-    assert client.chat.completions.create(model=MODEL, messages=asked, tools=[SUM], max_tokens=40).choices  # type: ignore[list-item]
+    assert client.chat.completions.create(model=MODEL, messages=asked, tools=[SUM], max_tokens=40).choices
     with client.chat.completions.stream(
         model=MODEL,
         messages=[{"role": "user", "content": ASKED}],
         tools=[SUM],
         tool_choice="required",
-        temperature=0,  # type: ignore[list-item]
+        temperature=0,
     ) as stream:
         for _ in stream:
             pass

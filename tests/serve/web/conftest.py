@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Locator, Page, Request, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Locator, Page, Request, expect, sync_playwright
 
 from tests.serve.web.scripted import ScriptedServer
 
@@ -47,10 +47,14 @@ class Tab:
         self.page.add_init_script(WATCH)
         self.errors: list[str] = []
         self.forgiven: list[str] = []  # parts of errors that this test causes on purpose
-        self.page.on("console", lambda said: said.type == "error" and self.errors.append(said.text))
+        self.page.on("console", self._hear)
         self.page.on("pageerror", lambda error: self.errors.append(f"{error}\n{error.stack}"))
         self.page.on("request", self._watch)
         self.page.on("dialog", lambda dialog: self.errors.append(f"dialog: {dialog.message}"))
+
+    def _hear(self, said: ConsoleMessage) -> None:
+        if said.type == "error":
+            self.errors.append(said.text)
 
     def _watch(self, request: Request) -> None:
         if not request.url.startswith((self.url, "blob:", "data:")):

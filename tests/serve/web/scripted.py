@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -153,7 +153,7 @@ class ScriptedServer:
         for i in range(turns):
             question = self.put(made["id"], "user", f"question {i}", made["leaf"])
             self.put(made["id"], "assistant", f"answer **{i}**", question["id"], finish_reason="stop")
-        return made["id"]
+        return str(made["id"])
 
     def put(self, cid: str, role: str, content: str, parent: str | None, **values: Any) -> dict[str, Any]:
         """Store a message and make it the leaf."""
@@ -187,7 +187,7 @@ class ScriptedServer:
 
     # ---- the routes
 
-    async def _guard(self, request: Request, call_next: Any) -> Response:
+    async def _guard(self, request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         self.paths.append(request.url.path)
         is_open = not self.key or not request.url.path.startswith("/api/")
         if not is_open and request.headers.get("authorization") != f"Bearer {self.key}":
