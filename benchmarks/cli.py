@@ -121,8 +121,9 @@ def grouped(models: tuple[Path, ...], status: Any, **options: Any) -> "list[list
     """The jobs that the options ask for, in groups that take turns."""
     from benchmarks import report
     from benchmarks.runner import Job
+    from edge.cli import model_path
 
-    paths = list(models)
+    paths = [model_path(str(model)) for model in models]
     if options["shapes"]:
         from benchmarks.shapes import model_file
 

@@ -32,7 +32,7 @@ LEAST_GAIN = 0.98  # a candidate's time over the other's: less than 2 % is not w
 SIGNIFICANCE = 0.05
 REPLY = (256, 128)  # prompt and generated tokens of a usual turn: what a candidate's time is counted in
 SAMPLE_S = 0.5  # a sample's prompt, and its generation, take about this long
-HUGE_PAGES = (("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"),)
+SMALL_PAGES = (("GLIBC_TUNABLES", "glibc.malloc.hugetlb=0"),)  # the client asks for huge ones
 WAITING = (("OMP_WAIT_POLICY", "active"),)
 
 
@@ -172,7 +172,7 @@ def candidates(plan: Plan, default: Candidate) -> Iterator[tuple[str, Candidate]
     if default.n_threads > 1:
         yield "threads that never sleep", replace(default, environment=WAITING)
     if sys.platform == "linux" and "madvise" in _huge_pages():
-        yield "huge pages", replace(default, environment=HUGE_PAGES)
+        yield "small pages", replace(default, environment=SMALL_PAGES)
     if default.load_mode == "read":
         yield "weights mapped", replace(default, load_mode="map")
 
