@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from benchmarks.workload import PRESETS, Workload, preset
+from edge.board.options import FORCE
 
 if TYPE_CHECKING:
     from benchmarks.endpoint import EngineEndpoint, UrlEndpoint
@@ -78,6 +79,7 @@ def bench() -> None:
 @click.option("--peer", type=click.Choice(["llama-bench"]), help="Measure this too, taking turns.")
 @click.option("--interleave", is_flag=True, help="Let the models take turns, repetition by repetition.")
 @click.option("--out", type=PATH, metavar="FILE", help="Add the records to FILE.  [in the cache folder]")
+@FORCE
 @click.option("--json", "as_json", is_flag=True, help="Print the records as one JSON document.")
 def run(models: tuple[Path, ...], as_json: bool, out: Path | None, **options: Any) -> None:
     """Measure each MODEL in a fresh process. No MODEL means the bundled demo.
@@ -139,6 +141,8 @@ def grouped(models: tuple[Path, ...], status: Any, **options: Any) -> "list[list
         paths = [demo_model()]
     groups = []
     for work in workloads(**options):
+        for path in paths:
+            refuse_what_does_not_fit(path, work, force=options["force"])
         jobs = [Job(work, path) for path in paths]
         if options["peer"]:
             jobs += [Job(work, path, peer=options["peer"]) for path in paths if is_known_to_peer(work)]
@@ -151,6 +155,14 @@ def grouped(models: tuple[Path, ...], status: Any, **options: Any) -> "list[list
         takes_turns = options["interleave"] or options["peer"] or options["urls"]
         groups += [jobs] if takes_turns else [[job] for job in jobs]
     return groups
+
+
+def refuse_what_does_not_fit(path: Path, work: Workload, *, force: bool) -> None:
+    """Raise NoMemoryError, with the numbers, before anything is loaded."""
+    from edge.board.plan import Wish, make_plan
+    from edge.model.gguf import read_model_info
+
+    make_plan(read_model_info(path), Wish(work.n_ctx_tokens, work.n_streams, work.n_threads, 0, force))
 
 
 def is_known_to_peer(work: Workload) -> bool:

@@ -6,10 +6,10 @@ MemoryDenyWriteExecute (ctypes callbacks need it), the @resources filter (the en
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from edge.board.topology import allowed_cpus, compute_cpus
-from edge.model.gguf import ModelInfo
+if TYPE_CHECKING:
+    from edge.model.gguf import ModelInfo
 
 NAME = "edge.service"
 MARK = "# Written by `edge service install`"
@@ -97,7 +97,7 @@ class Unit:
         ]
 
 
-def memory_max(info: ModelInfo | None, n_ctx_tokens: int, n_memory_bytes: int) -> int:
+def memory_max(info: "ModelInfo | None", n_ctx_tokens: int, n_memory_bytes: int) -> int:
     """A limit that a healthy server never meets, in bytes. None: the bundled demo, a few megabytes.
 
     The weights are held once. The KV cache counts twice: a saved beginning is copied on its way to the disk. On a
@@ -112,6 +112,8 @@ def memory_max(info: ModelInfo | None, n_ctx_tokens: int, n_memory_bytes: int) -
 def service_cpus() -> tuple[int, ...]:
     """The cores the engine computes on, and one more for the server where there is one: the slow cores of a board stay
     free for everything else."""
+    from edge.board.topology import allowed_cpus, compute_cpus
+
     compute = compute_cpus()
     others = [cpu for cpu in allowed_cpus() if cpu not in compute]
     return tuple(sorted([*compute, *others[:1]]))

@@ -16,7 +16,7 @@ MIB = 1 << 20
 KV_TYPE_BYTES = {"f16": 2.0, "q8_0": 34 / 32}
 KV_PAD_TOKENS = 256  # a context is rounded up to this
 # Measured: Python, numpy, the libraries and their buffers in the engine process with a vocabulary of 1,024 tokens.
-ENGINE_BYTES = 59 * MIB
+ENGINE_BYTES = 61 * MIB
 TOKEN_BYTES = 150  # a token in libllama's vocabulary: its text twice, score, attributes, a hash node
 MERGE_BYTES = 165  # a merge of two tokens: both texts and a hash node
 ROW_BYTES = 24  # token, position, places in K and V, of each row of a batch

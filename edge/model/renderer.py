@@ -25,7 +25,7 @@ from jinja2.ext import Extension
 from jinja2.filters import do_join
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 
 ROLES = ("system", "user", "assistant", "tool", "developer", "function", "ipython", "model")
 MAX_OUTPUT_CHARS = 16 << 20
@@ -191,6 +191,10 @@ class _Environment(ImmutableSandboxedEnvironment):
     code_generator_class = _Generator
     concat = staticmethod(concatenated)
     own = staticmethod(own)
+
+    def unsafe_undefined(self, obj: Any, attribute: str) -> jinja2.Undefined:
+        """Jinja would write nothing for what the sandbox forbids; who reaches for it is told so."""
+        raise SecurityError(f"it reaches for {attribute!r} of a {type(obj).__name__}, which is unsafe")
 
     def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
         """'<{}>'.format(x) of nothing but the template's own text is its own, too."""

@@ -387,6 +387,7 @@ NOT_AT_ALL = {
     "classes": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "unsafe"),
     "globals": ("{{ cycler.__init__.__globals__.os.system('touch pwned') }}", "unsafe"),
     "attr_filter": ("{{ (messages | attr('__class__')).__base__ }}", "unsafe"),
+    "only_looked_at": ("{{ ('%s' | attr('format')) | attr('__globals__') }}", "unsafe"),
     "format_string": ("{{ '{0.__class__.__mro__}'.format(messages) }}", "unsafe"),
     "format_by_map": ("{{ ['{0.__class__}'] | map('format', 1) | list }}", "not all arguments converted"),
     "context": ("{{ self._TemplateReference__context.environment.loader }}", "unsafe"),

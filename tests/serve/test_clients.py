@@ -180,7 +180,7 @@ def test_langchain(server: Server) -> None:
     assert asyncio.run(chat.ainvoke([SystemMessage("Add."), HumanMessage(ASKED)])).content
     structured = chat.with_structured_output(Sum, method="json_schema").invoke(ASKED)
     assert isinstance(structured, Sum)
-    called = chat.bind_tools([add], tool_choice="add").invoke(ASKED)
+    called = chat.bind_tools([add], tool_choice="add", strict=True).invoke(ASKED)
     assert called.tool_calls[0]["name"] == "add"
     assert isinstance(called.tool_calls[0]["args"]["a"], int)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx2
 import pytest
 
+from edge.serve import page
 from edge.serve.guard import Rules, is_loopback
 from tests.serve.conftest import CLIENT, KEY, Server, post_text, serving
 
@@ -42,6 +43,12 @@ ODD_PATHS = (
     "/v1/messages",
     "/docs/../metrics",
     "/static/../../app.py",
+    "/web",
+    "/web/",
+    "/web/none.js",
+    "/web/../app.py",
+    "/web/%2e%2e/app.py",
+    "/web/index.html/../../api/conversations",
 )
 
 
@@ -82,10 +89,10 @@ def test_every_key_opens_and_nothing_else_does(keyed: Server) -> None:
         {**bearer(KEY), "X-Api-Key": "wrong"},
         {**bearer(KEY), "X-Api-Key": SECOND_KEY},
         {"Cookie": f"key={KEY}"},
-        bearer("é".encode().decode("latin-1")),
+        bearer("é"),
     ]
     for headers in wrong:
-        answer = keyed.get("/v1/models", headers=headers)
+        answer = keyed.get("/v1/models", headers=httpx2.Headers(headers, encoding="utf-8"))
         assert answer.status_code == 401, headers
         assert answer.json()["error"]["code"] == "invalid_api_key"
         assert answer.headers["www-authenticate"] == "Bearer"
@@ -102,15 +109,20 @@ def test_two_keys_in_one_request_are_none(keyed: Server) -> None:
     )
 
 
-def test_without_a_key_only_health_answers(keyed: Server) -> None:
+def test_without_a_key_only_health_and_the_page_answer(keyed: Server) -> None:
+    open_to_all = page.paths()
+    assert not [path for path in open_to_all if path != "/" and not path.startswith("/web/")]
     routes = keyed.get("/openapi.json", headers=bearer(KEY)).json()["paths"]
     paths = {re.sub(r"\{[^}]*\}", "x", path) for path in routes} - {"/health"}
-    assert len(paths) >= 8
-    for path in (*paths, *ODD_PATHS):
+    assert not paths & open_to_all
+    for start in ("/v1/", "/api/"):
+        assert len([path for path in paths if path.startswith(start)]) >= 8, start
+    for path in (*paths, *ODD_PATHS, *open_to_all):
         for method in METHODS:
             request = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
             found = status(keyed.exchange(request.encode()))
-            assert found in (400, 401), (method, path, found)
+            is_open = path in open_to_all and method in ("GET", "HEAD")
+            assert found in ((200,) if is_open else (400, 401)), (method, path, found)
     health = keyed.get("/health")
     assert health.json() == {"status": "ok"}
     assert not {"server", "x-powered-by"} & {name.lower() for name in health.headers}
@@ -149,14 +161,15 @@ def test_keys_are_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_request_is_controlled_by_its_own_key_only(keyed: Server) -> None:
     body = keyed.endless(headers=bearer(KEY))
     with CLIENT.stream("POST", keyed.url + "/v1/chat/completions", json=body, headers=bearer(KEY)) as stream:
-        first = next(line for line in stream.iter_lines() if line.startswith("data: "))
+        lines = stream.iter_lines()  # the one iterator: the connection closes with it
+        first = next(line for line in lines if line.startswith("data: "))
         found = re.search(r"chatcmpl-[0-9a-f]+", first)
         assert found
         act = {"id": found[0], "action": "cancel"}
         foreign = keyed.post("/v1/chat/completions/control", act, headers=bearer(SECOND_KEY))
         assert foreign.status_code == 404
         assert keyed.post("/v1/chat/completions/control", act, headers=bearer(KEY)).json() == act
-        assert "data: [DONE]" in list(stream.iter_lines())
+        assert "data: [DONE]" in list(lines)
     assert keyed.post("/v1/chat/completions/control", act, headers=bearer(KEY)).status_code == 404
 
 

@@ -132,7 +132,10 @@ def test_who_leaves_the_queue_is_never_run(quick: Server) -> None:
 
 
 def test_who_leaves_while_the_prompt_is_read_frees_the_slot(quick: Server) -> None:
-    long = [{"role": "user", "content": "7 " * 14_000}]
+    (model,) = quick.get("/v1/models").json()["data"]
+    n_tokens = len(quick.post("/tokenize", {"content": "7 " * 100}).json()["tokens"])
+    n_times = model["meta"]["n_ctx"] * 100 // n_tokens // 2  # half the context; a reply that is not cut fills the rest
+    long = [{"role": "user", "content": "7 " * n_times}]
     connection = quick.raw(endless(quick, messages=long, return_progress=True))
     until(connection, b"prompt_progress")
     connection.close()
@@ -195,10 +198,13 @@ def test_idle_connections_give_way_and_replies_go_on(quick: Server) -> None:
 
 def test_busy_connections_over_the_cap_are_told_so(quick: Server) -> None:
     request = endless(quick)
-    busy = [quick.raw(request) for _ in range(N_CONNECTIONS)]
-    health = b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+    busy = [quick.raw(endless(quick, stream=False))]  # a stream that nobody reads would be cut off too soon
     try:
-        eventually(lambda: b" 503 " in quick.exchange(health), within_s=5)
+        eventually(lambda: quick.n_running() == 1)
+        busy += [quick.raw(request) for _ in range(N_CONNECTIONS - 1)]
+        for connection in busy[1:]:
+            until(connection, b"HTTP/1.1 200")  # before that it may count as idle, and give way
+        assert b" 503 " in quick.exchange(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     finally:
         for connection in busy:
             connection.close()

@@ -15,6 +15,7 @@ export class MessageList {
   #nShown = SHOWN_AT_FIRST;
   #conversation = null;
   #isStuck = true; // at the bottom, and staying there while text comes
+  #top = 0; // where the scroller was when last looked at
   #clock = null;
   #figuresAt = 0;
 
@@ -22,7 +23,8 @@ export class MessageList {
     Object.assign(this, { root, scroller, latest, actions });
     scroller.addEventListener("scroll", () => this.#noteScroll(), { passive: true });
     latest.addEventListener("click", () => this.#stick());
-    new ResizeObserver(() => this.#isStuck && this.#toBottom()).observe(scroller);
+    new ResizeObserver(() => this.#follow()).observe(scroller);
+    new ResizeObserver(() => this.#conversation?.isBusy && this.#follow()).observe(root); // else the reader opened something
   }
 
   show(conversation) {
@@ -45,6 +47,7 @@ export class MessageList {
     }
     this.#arrange();
     if (what === "start" || what === "waiting") this.#stick();
+    if (what === "end") this.#follow();
     clearInterval(this.#clock);
     if (this.#conversation.isBusy) this.#clock = setInterval(() => this.#figures(), 500);
   }
@@ -72,7 +75,7 @@ export class MessageList {
       let view = this.#views.get(message.id);
       if (!view) {
         const made = message.role === "user" ? QuestionView : AnswerView;
-        view = new made(this.actions, () => this.#isStuck && this.#toBottom());
+        view = new made(this.actions, () => this.#follow());
         this.#views.set(message.id, view);
       }
       const reply = conversation.reply?.message?.id === message.id ? conversation.reply : null;
@@ -89,19 +92,35 @@ export class MessageList {
     if (nodes.length !== old.length || nodes.some((node, i) => node !== old[i])) this.root.replaceChildren(...nodes);
   }
 
+  /** Any way up, however short, is the reader's: the page itself only goes down. Near the bottom the way down sticks again. */
   #noteScroll() {
     const { scrollTop, scrollHeight, clientHeight } = this.scroller;
-    this.#isStuck = scrollHeight - scrollTop - clientHeight < NEAR_BOTTOM_PX;
-    this.latest.hidden = this.#isStuck;
+    const away = scrollHeight - scrollTop - clientHeight;
+    const before = this.#top;
+    this.#top = scrollTop;
+    if (away <= 1 || (scrollTop > before && away < NEAR_BOTTOM_PX)) this.#setStuck(true);
+    else if (scrollTop < before) this.#setStuck(false);
+  }
+
+  #setStuck(isStuck) {
+    this.#isStuck = isStuck;
+    this.latest.hidden = isStuck;
+  }
+
+  /** The text has grown. A scroll whose event is still to come counts already. */
+  #follow() {
+    this.#noteScroll();
+    if (this.#isStuck) this.#toBottom();
   }
 
   #stick() {
-    this.#isStuck = true;
+    this.#setStuck(true);
     this.#toBottom();
   }
 
   #toBottom() {
     this.scroller.scrollTop = this.scroller.scrollHeight;
+    this.#top = this.scroller.scrollTop;
   }
 }
 

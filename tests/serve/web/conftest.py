@@ -3,6 +3,7 @@ page's policy and no request to anywhere but the server."""
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,12 @@ class Tab:
         return self
 
     def until(self, expression: str, argument: Any = None) -> None:
-        """Wait until JavaScript, which knows the argument as n, says so."""
-        self.page.wait_for_function(f"async (n) => {expression}", arg=argument)
+        """Wait until JavaScript, which knows the argument as n and may await, says so."""
+        # wait_for_function() would take the promise of an async function for a yes
+        deadline = time.monotonic() + PATIENCE_MS / 1000
+        while not self.page.evaluate(f"async (n) => Boolean({expression})", argument):
+            assert time.monotonic() < deadline, f"it did not come true in time: {expression}"
+            self.page.wait_for_timeout(20)
 
     def answered(self, n: int = 1) -> Locator:
         """Wait for the n-th finished answer on the page; that answer."""

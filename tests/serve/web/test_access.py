@@ -212,17 +212,46 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(tabs, server):
     expect(tab.find("#question")).to_have_value("one\n")
 
 
-def test_the_reader_who_scrolls_up_is_left_alone(tab, server):
+AWAY = """(({ scrollHeight, scrollTop, clientHeight }) => scrollHeight - scrollTop - clientHeight)(
+  document.querySelector("#scroller"))"""
+
+
+@pytest.mark.parametrize("up_px", [30, 600])
+@pytest.mark.parametrize("means", ["wheel", "script"])
+def test_the_reader_who_scrolls_up_is_left_alone(tab, server, means, up_px):
     hold = Hold()
     server.script = Script(answer=["line\n\n"] * 60 + [hold] + ["more\n\n"] * 60)
     tab.open().ask("go")
-    tab.until("document.querySelectorAll('.answer p').length === 60")
-    tab.page.mouse.move(700, 300)
-    tab.page.mouse.wheel(0, -600)
+    tab.until(f"document.querySelectorAll('.answer p').length === 60 && {AWAY} <= 1")
+    expect(tab.button("Jump to the latest")).to_be_hidden()
+    if means == "wheel":
+        tab.page.mouse.move(700, 300)
+        tab.page.mouse.wheel(0, -up_px)
+    else:
+        tab.page.evaluate("(n) => document.querySelector('#scroller').scrollBy(0, -n)", up_px)
+    tab.until(f"Math.abs({AWAY} - n) <= 1", up_px)  # a wheel's way takes its time
     expect(tab.button("Jump to the latest")).to_be_visible()
     before = tab.page.evaluate("document.querySelector('#scroller').scrollTop")
     hold.let_go()
     tab.answered()
+    expect(tab.find(".figures")).to_have_count(1)
     assert tab.page.evaluate("document.querySelector('#scroller').scrollTop") == pytest.approx(before, abs=2)
     tab.button("Jump to the latest").click()
     expect(tab.find(".figures")).to_be_in_viewport()
+    expect(tab.button("Jump to the latest")).to_be_hidden()
+
+
+def test_a_short_scroll_up_stops_the_following_of_a_fast_answer(tab, server):
+    server.script = Script(answer=["line\n\n"] * 2000, pause_s=0.02)
+    tab.open().ask("go")
+    tab.until("document.querySelectorAll('.answer p').length > 60")
+    before = tab.page.evaluate("document.querySelector('#scroller').scrollTop -= 40")
+    n = tab.page.evaluate("document.querySelectorAll('.answer p').length")
+    tab.until("document.querySelectorAll('.answer p').length > n + 20", n)
+    assert tab.page.evaluate("document.querySelector('#scroller').scrollTop") == pytest.approx(before, abs=2)
+    tab.button("Jump to the latest").click()
+    n = tab.page.evaluate("document.querySelectorAll('.answer p').length")
+    tab.until(f"document.querySelectorAll('.answer p').length > n + 20 && {AWAY} <= 1", n)
+    expect(tab.button("Jump to the latest")).to_be_hidden()
+    tab.button("Stop").click()
+    tab.answered()

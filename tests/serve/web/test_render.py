@@ -73,12 +73,11 @@ The end is \[ \boxed{432} \]."""
 
 @pytest.fixture(scope="module")
 def tab(browser):
-    """One page for all of them."""
+    """One page for all of them, on a conversation: where nothing is said yet, the page hides its messages."""
     with ScriptedServer() as server:
+        conversation = server.add("shown", turns=1)
         for made in tabs_of(browser, server.url):
-            tab = made().open()
-            tab.page.evaluate("document.querySelector('#main').classList.remove('is-empty')")
-            yield tab
+            yield made().open(f"/#/c/{conversation}")
 
 
 @pytest.fixture
