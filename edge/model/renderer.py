@@ -21,11 +21,12 @@ import jinja2
 import jinja2.debug  # Jinja loads it at the first error; then it would be too late to open a file
 from jinja2 import nodes
 from jinja2.compiler import CodeGenerator, Frame
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension
 from jinja2.filters import do_join
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 ROLES = ("system", "user", "assistant", "tool", "developer", "function", "ipython", "model")
 MAX_OUTPUT_CHARS = 16 << 20
