@@ -82,7 +82,8 @@ every file with \`SHA256SUMS\`.
 | katex | $KATEX | MIT, fonts OFL-1.1 | mathematics |
 | highlight | $HIGHLIGHT | BSD-3-Clause | colours in code |
 END
-(cd -- "$new" && find . -type f ! -name SHA256SUMS | LC_ALL=C sort | while read -r file; do sha256 "$file"; done >SHA256SUMS)
+sums=$(cd -- "$new" && find . -type f | LC_ALL=C sort | while read -r file; do sha256 "$file"; done)
+printf '%s\n' "$sums" >"$new/SHA256SUMS"
 chmod -R u=rwX,go=rX "$new"
 rm -rf -- "$vendor"
 mv -- "$new" "$vendor"
