@@ -1,9 +1,16 @@
 """What every test shares: the demo model as GGUF, made once per run, and a cache folder of the run's own."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+
+
+def pytest_configure() -> None:
+    """A run in the background ignores Ctrl-C and hang-up, and so would everything that the tests start and stop."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session", autouse=True)
