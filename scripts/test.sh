@@ -30,8 +30,7 @@ cd -- "$root"
 need_chromium
 bash scripts/setup.sh
 bash scripts/check.sh || failures+=(checks)
-# a machine that others use stops for seconds now and then: what fails gets a second chance, and the summary says so
-"$venv/bin/python" -m pytest --reruns 2 --reruns-delay 2 "$@" </dev/null || failures+=(tests)
+"$venv/bin/python" -m pytest "$@" </dev/null || failures+=(tests)
 
 [ "${#failures[@]}" -eq 0 ] || die "failed: ${failures[*]}, after $(elapsed $((SECONDS - began))); the reasons stand above"
 say "everything passed in $(elapsed $((SECONDS - began)))"
