@@ -18,9 +18,16 @@ def tool(name: str) -> Path:
     return found[-1]
 
 
-def run(name: str, *arguments: object, folder: Path) -> str:
-    """What the tool prints, stdout and stderr together, in the order it came."""
+def run(name: str, *arguments: object, folder: Path, until: str = "") -> str:
+    """What the tool prints, stdout and stderr together, in the order it came.
+
+    llama.cpp's tools print from a thread that their exit does not wait for: the last lines are lost now and then.
+    A run whose output lacks `until` is repeated.
+    """
     words = [str(tool(name)), *map(str, arguments)]
-    done = subprocess.run(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert done.returncode == 0, done.stdout[-2000:]
-    return done.stdout
+    for _ in range(10):
+        done = subprocess.run(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert done.returncode == 0, done.stdout[-2000:]
+        if until in done.stdout:
+            return done.stdout
+    raise AssertionError(f"{name} never printed {until!r}: {done.stdout[-2000:]}")

@@ -47,9 +47,10 @@ def numbers(said: str, name: str) -> list[float]:
 @pytest.mark.parametrize("kind", ["Q4_0", "Q8_0"])
 def test_the_measures_are_llama_perplexity_s(tmp_path: Path, text: Path, kind: str) -> None:
     reference, model = demo_model("F16"), demo_model(kind)
-    options = ("--chunks", 4, "-t", 1, "--kl-divergence-base", "base.dat")
-    plain = peers.run("llama-perplexity", "-m", reference, "-f", text, *options, folder=tmp_path)
-    said = peers.run("llama-perplexity", "-m", model, "--kl-divergence", *options, folder=tmp_path)
+    options: tuple[object, ...] = ("-f", text, "--chunks", 4, "-t", 1, "--kl-divergence-base", "base.dat")
+    plain = peers.run("llama-perplexity", "-m", reference, *options, folder=tmp_path, until="PPL =")
+    options += ("-m", model, "--kl-divergence")
+    said = peers.run("llama-perplexity", *options, folder=tmp_path, until="Same top p:")
     ours = measure(model, reference, Reading(text, n_chunks=4))
     lost = ours.divergence
     assert lost
