@@ -115,6 +115,7 @@ FLOORS = {
     "edge/board/cli.py": 6,
     "edge/demo/__init__.py": 5,
     "edge/engine/loops.py": 0,
+    "edge/engine/pace.py": 0,
     "edge/engine/sandbox.py": 0,
     "edge/engine/protocol.py": 1,
     "edge/engine/client.py": 2,

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from edge.config import MIN_ANSWER_TOKENS, EngineSettings
 from edge.engine.grammar import Grammars
+from edge.engine.pace import Pace
 from edge.engine.prefix import PrefixStore
 from edge.engine.protocol import (
     AnswerNow,
@@ -83,8 +84,7 @@ class Scheduler:
         self._n_steps = 0
         self._turns: dict[str, int] = {}  # client -> number of its last admission, the longest ago first
         self._n_admitted = 0
-        # running estimate of this machine at this depth; the first guess is a slow board's
-        self._prefill_s_per_token = 0.02
+        self._pace = Pace()
 
     @property
     def has_work(self) -> bool:
@@ -286,7 +286,7 @@ class Scheduler:
             self._put(stream, 1)
         n_rows_max = batch.n_tokens_max
         if generating:
-            n_in_time = int(self._settings.step_time_s / self._prefill_s_per_token) // ROW_GROUP
+            n_in_time = self._pace.n_rows_within(self._settings.step_time_s) // ROW_GROUP
             n_at_least = -(-(len(generating) + MIN_CHUNK_TOKENS) // ROW_GROUP)
             n_rows_max = min(n_rows_max, max(n_at_least, n_in_time) * ROW_GROUP)
         for stream in reading:
@@ -312,9 +312,7 @@ class Scheduler:
         """After a good decode: sample where a prompt is complete, report progress where it is not."""
         n_tokens = len(self._batch)
         if n_tokens >= 2 * ROW_GROUP:  # in smaller batches reading the weights takes the time, not the rows
-            estimate, measured = self._prefill_s_per_token, elapsed_s / n_tokens
-            # a slow step counts at once, quick ones little by little: a stream must not wait for an estimate to learn
-            self._prefill_s_per_token = max(measured, estimate + 0.15 * (measured - estimate))
+            self._pace.observe(n_tokens, elapsed_s)
         for stream in list(self._active):
             if stream.output_index >= 0:
                 try:
@@ -323,7 +321,7 @@ class Scheduler:
                     self._outbox.append(Failed.of(stream.request.id, error))
                     self._leave(stream)
             elif stream.is_prompt:
-                left_s = len(stream.todo) * self._prefill_s_per_token
+                left_s = len(stream.todo) * self._pace.s_per_row
                 n_done = stream.n_prompt_tokens - len(stream.todo)
                 self._outbox.append(Progress(stream.request.id, n_done, stream.n_prompt_tokens, left_s))
 
