@@ -50,7 +50,7 @@ def work(job: Json, report: Report) -> Json:
     try:
         file.write(memoryview(content), 0)
         file.finish()
-        file.verify(lambda _: None)
+        file.verify()
         file.publish(overwrite=job["overwrite"])
         file.keep()
     finally:

@@ -36,6 +36,7 @@ class OutputFile:
         self.is_resumable = is_resumable
         self._partial = path.with_name(f".{path.name}.partial")
         self._checksums: dict[int, tuple[int, int]] = {}  # offset: length, CRC-32 of what was meant to be there
+        self._digest, self._n_verified = hashlib.sha256(), 0
         self._lock = Lock()
         self._name: Path | None = self._partial  # what `discard` takes away
         self._descriptor = -1
@@ -84,30 +85,49 @@ class OutputFile:
         except OSError as error:
             raise self._failed(error) from error
 
-    def finish(self) -> None:
-        """Bring every byte to the disk."""
+    def sync(self) -> None:
+        """Bring to the disk what has been written so far."""
         try:
-            os.ftruncate(self._descriptor, self.n_bytes)  # the padding after the last tensor
             _sync(self._descriptor)
         except OSError as error:
             raise self._failed(error) from error
 
-    def verify(self, on_progress: Callable[[int], None]) -> str:
-        """SHA-256 of what the disk holds. Raises OutputError if that is not what was written."""
+    def finish(self) -> None:
+        """Bring every byte to the disk."""
+        try:
+            os.ftruncate(self._descriptor, self.n_bytes)  # the padding after the last tensor
+        except OSError as error:
+            raise self._failed(error) from error
+        self.sync()
+
+    def verify(self, stop: int | None = None, on_progress: Callable[[int], None] = lambda _: None) -> None:
+        """Read from the disk what lies between the end of the last call and `stop`, which must be synced.
+
+        Raises OutputError if that is not what was written. on_progress is given the bytes of each piece.
+        """
+        stop = self.n_bytes if stop is None else stop
         if hasattr(os, "posix_fadvise"):  # ask the disk, not the memory of it
-            os.posix_fadvise(self._descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        digest = hashlib.sha256()
-        place = 0
-        for offset, (n_bytes, checksum) in sorted(self._checksums.items()):
-            assert offset >= place
-            digest.update(self._read(place, offset - place))  # padding
-            if self._checksum(offset, n_bytes, digest.update) != checksum:
+            os.posix_fadvise(self._descriptor, self._n_verified, stop - self._n_verified, os.POSIX_FADV_DONTNEED)
+        for offset, n_bytes, checksum in self.written(self._n_verified, stop):
+            assert self._n_verified <= offset
+            assert offset + n_bytes <= stop
+            self._digest.update(self._read(self._n_verified, offset - self._n_verified))  # padding
+            if self._checksum(offset, n_bytes, self._digest.update) != checksum:
                 problem = f"reads back differently at byte {offset:,}"
                 raise OutputError(self.path, problem, "check the disk, it loses data; then convert again")
-            place = offset + n_bytes
+            self._n_verified = offset + n_bytes
             on_progress(n_bytes)
-        digest.update(self._read(place, self.n_bytes - place))
-        return digest.hexdigest()
+        self._digest.update(self._read(self._n_verified, stop - self._n_verified))
+        self._n_verified = stop
+
+    @property
+    def n_bytes_verified(self) -> int:
+        return self._n_verified
+
+    @property
+    def sha256(self) -> str:
+        """Of what was verified."""
+        return self._digest.hexdigest()
 
     def publish(self, *, overwrite: bool) -> None:
         """Give the file its name. Raises OutputError, without `overwrite`, if something has come there meanwhile.

@@ -26,6 +26,7 @@ from convert.manifest import Origin, manifest, manifest_path, tools
 from convert.output import OutputFile
 from convert.plan import Plan, PlannedFile, plan
 from convert.quantize import Kind, Scratch
+from convert.readback import ReadBack
 from convert.recipes import Wishes, file_order
 from convert.stops import Stop, safe_stops
 from edge.errors import CheckpointError, EngineError, NoSpaceError, OutputError
@@ -97,7 +98,8 @@ def convert(
             stack.enter_context(_journal(checkpoint, made, file)) for file in made.files if checkpoint.is_remote
         ]
         try:
-            _stream(checkpoint, made, files, journals, progress, stop)
+            with _read_back([] if checkpoint.is_remote else files) as readbacks:
+                _stream(checkpoint, made, files, journals, readbacks, progress, stop)
         except CheckpointError:  # another try would come to the same end
             for file, journal in zip(files, journals, strict=False):
                 file.is_resumable = False
@@ -324,6 +326,7 @@ def _stream(
     made: Plan,
     files: Sequence[OutputFile],
     journals: Sequence[Journal],
+    readbacks: Sequence[ReadBack],
     progress: Callable[[Progress], None],
     stop: Stop,
 ) -> None:
@@ -347,6 +350,8 @@ def _stream(
             n_done += block.n_source_bytes
             progress(Progress("convert", n_done, made.n_source_bytes))
             if block.is_last:
+                for planned, readback in zip(made.files, readbacks, strict=False):
+                    readback.reach(_span(planned, block.weight.name)[1])
                 for planned, file, journal in zip(made.files, files, journals, strict=False):
                     journal.add(block.weight.name, file.written(*_span(planned, block.weight.name)))
 
@@ -377,10 +382,23 @@ def _span(planned: PlannedFile, name: str) -> tuple[int, int]:
     return planned.offsets[name], planned.offsets[name] + planned.sizes[name]
 
 
+@contextmanager
+def _read_back(files: Sequence[OutputFile]) -> Iterator[list[ReadBack]]:
+    """One for each file, whose weights come in its own order."""
+    with ExitStack() as stack:
+        readbacks = []
+        for file in files:
+            readbacks.append(ReadBack(file))
+            stack.callback(readbacks[-1].close)
+        yield readbacks
+    for readback in readbacks:
+        readback.check()
+
+
 def _verify(files: Sequence[OutputFile], progress: Callable[[Progress], None], stop: Stop) -> list[str]:
     """SHA-256 of each file, once it is on the disk and reads back as it was written; several files at the same time."""
     n_total = sum(file.n_bytes for file in files)
-    n_done = 0
+    n_done = sum(file.n_bytes_verified for file in files)
     one_at_a_time = Lock()
 
     def on_progress(n_bytes: int) -> None:
@@ -393,7 +411,8 @@ def _verify(files: Sequence[OutputFile], progress: Callable[[Progress], None], s
     def verify(file: OutputFile) -> str:
         file.finish()
         stop.check()
-        return file.verify(on_progress)
+        file.verify(on_progress=on_progress)
+        return file.sha256
 
     with closing(quantize.in_parallel(verify, files, quantize.n_cores())) as hashes:
         return list(hashes)

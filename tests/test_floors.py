@@ -57,6 +57,7 @@ FLOORS = {
     "convert/importance.py": 1,
     "convert/journal.py": 1,
     "convert/output.py": 1,
+    "convert/readback.py": 2,
     "convert/recipes.py": 1,
     "convert/records.py": 1,
     "convert/stops.py": 1,
