@@ -89,7 +89,7 @@ def run_group(jobs: Sequence[Job], board: Board, report: Report, root: Path) -> 
         runs = []
         for job in jobs:
             report(f"{job.name}: load")
-            made = runner.start(job)
+            made = runner.start(job, beside_peer=any(other.peer for other in jobs))
             stack.callback(made.close)
             runs.append(_Run(job, made, Tally(list(made.ready.pids), idle_power_w=idle_power_w)))
         for one in runs:
@@ -103,6 +103,8 @@ def run_group(jobs: Sequence[Job], board: Board, report: Report, root: Path) -> 
         while waiting := [one for one in turn if not one.is_done]:
             for one in waiting:
                 report(f"{one.job.name}: {_progress(one)}")
+                one.runner.prepare()
+                one.tally.pids = list(one.runner.ready.pids)
                 with watch.during(one.tally):
                     one.samples.append(one.runner.repeat())
             turn.reverse()

@@ -47,6 +47,9 @@ class Runner(Protocol):
     info: ModelInfo | None
     n_warmups_max: int
 
+    def prepare(self) -> None:
+        """What a repetition needs before its clock starts."""
+
     def repeat(self) -> Sample: ...
 
     def gate(self) -> Gate | None: ...
@@ -60,9 +63,14 @@ class Runner(Protocol):
     def model(self) -> Model: ...
 
 
-def start(job: Job) -> Runner:
-    """Set a job up: its model is loaded when this returns. Raises EdgeError."""
-    return LlamaBench(job) if job.peer else Child(job)
+def start(job: Job, *, beside_peer: bool = False) -> Runner:
+    """Set a job up: its model is loaded when this returns. beside_peer: llama-bench takes turns with it.
+
+    Raises EdgeError.
+    """
+    if job.peer:
+        return LlamaBench(job)
+    return Afresh(job) if beside_peer else Child(job)
 
 
 class Child:
@@ -92,6 +100,9 @@ class Child:
         except BaseException:
             self.close()
             raise
+
+    def prepare(self) -> None:
+        """It stays loaded."""
 
     def repeat(self) -> Sample:
         return from_json(Sample, self._ask("repeat"), "sample")
@@ -151,6 +162,53 @@ class Child:
             logger.debug("%s", line.rstrip())
 
 
+class Afresh:
+    """Our child, loaded and warmed up anew for each repetition as llama-bench is.
+
+    Where a process's memory lies makes some percent of its speed: one child against many processes of a peer would
+    compare its luck with their mean.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.n_warmups_max = 0
+        self._child = Child(job)
+        self._is_used = False
+
+    @property
+    def ready(self) -> Ready:
+        return self._child.ready
+
+    @property
+    def info(self) -> ModelInfo | None:
+        return self._child.info
+
+    def prepare(self) -> None:
+        if self._is_used:
+            self._child.close()
+            self._child = Child(self.job)
+        self._is_used = True
+        self._child.repeat()
+
+    def repeat(self) -> Sample:
+        return self._child.repeat()
+
+    def gate(self) -> Gate:
+        return self._child.gate()
+
+    def end(self) -> Ended:
+        return self._child.end()
+
+    def close(self) -> None:
+        self._child.close()
+
+    def program(self) -> Program:
+        return self._child.program()
+
+    def model(self) -> Model:
+        return self._child.model()
+
+
 class LlamaBench:
     """llama-bench, a fresh process for each repetition: it warms up by itself and cannot be held in between."""
 
@@ -174,6 +232,9 @@ class LlamaBench:
         if n_threads <= len(cpus) < len(allowed_cpus()):
             self._options += ["-C", hex(sum(1 << cpu for cpu in cpus))]
         self._row: dict[str, object] = {}
+
+    def prepare(self) -> None:
+        """It warms up by itself."""
 
     def repeat(self) -> Sample:
         self._row = peers.bench(self.path, *self._options)
