@@ -106,20 +106,31 @@ class Reply:
         self._sampler.close()
 
     def _sample(self, index: int) -> int:
-        """The next token, one that the constraint allows; its log-probability is told if that was asked for."""
-        matcher = self._matcher if self._reasoning.phase == "answer" else None
+        """The next token; its log-probability is told if that was asked for."""
         n_logprobs = self._request.n_logprobs
         logprobs = None if n_logprobs is None else log_softmax(self._llama.logits(index))
-        if matcher is not None:
-            matcher.mask(self._llama.logits(index))
-        token = self._llama.sample(self._sampler, index)
-        if matcher is not None:
-            matcher.accept(token)
+        token = self._chosen(index)
         if logprobs is not None and n_logprobs is not None:
             best = np.argsort(-logprobs, kind="stable")[:n_logprobs].tolist()
             top = tuple((self._text(other), float(logprobs[other])) for other in best)
             kind: Kind = "answer" if self._reasoning.phase == "answer" else "thought"
             self._tell(TokenLogprob(self._request.id, kind, self._text(token), float(logprobs[token]), top))
+        return token
+
+    def _chosen(self, index: int) -> int:
+        """The next token, one that the constraint allows where the answer has begun."""
+        matcher, reasoning = self._matcher, self._reasoning
+        if matcher is not None and reasoning.phase == "start":
+            # the model may open a thought itself; nothing else may stand before what the constraint allows
+            token = self._llama.sample(self._sampler, index)
+            if reasoning.may_open(self._text(token)):
+                return token
+            reasoning.answer()
+        if matcher is None or reasoning.phase != "answer":
+            return self._llama.sample(self._sampler, index)
+        matcher.mask(self._llama.logits(index))
+        token = self._llama.sample(self._sampler, index)
+        matcher.accept(token)
         return token
 
     def _sample_unended(self, index: int) -> int:
