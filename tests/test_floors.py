@@ -118,6 +118,7 @@ FLOORS = {
     "edge/engine/loops.py": 0,
     "edge/engine/sandbox.py": 0,
     "edge/engine/door.py": 1,
+    "edge/engine/process.py": 1,
     "edge/engine/protocol.py": 1,
     "edge/engine/sampler.py": 1,
     "edge/engine/watcher.py": 1,
