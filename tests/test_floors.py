@@ -90,6 +90,7 @@ FLOORS = {
     "edge/text.py": 0,
     "edge/database.py": 1,
     "edge/documents.py": 1,
+    "edge/rows.py": 1,
     "edge/transfer.py": 1,
     "edge/history.py": 2,
     "edge/tools.py": 2,
