@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from edge.engine.protocol import Constraint, Done, TokenLogprob
 from edge.errors import EdgeError, OutOfRangeError
 from edge.serve.ask import Ask, effort
-from edge.serve.body import DOCUMENTED_STATUSES, StrictRoute
+from edge.serve.body import StrictRoute, documented
 from edge.serve.desk import Call, Desk, Event, Finished, Progress, Text
 from edge.serve.ollama_answers import (
     Cards,
@@ -43,10 +43,7 @@ def problem(error: EdgeError) -> dict[str, Any]:
 
 
 def _documented(answer: type[BaseModel], content: dict[str, Any] | None = None) -> dict[int | str, Any]:
-    found: dict[int | str, Any] = {
-        status: {"model": ProblemAnswer, "description": text} for status, text in DOCUMENTED_STATUSES.items()
-    }
-    return {**found, 200: {"model": answer, "description": "The whole reply", "content": content or {}}}
+    return documented(answer, content=content, problem=ProblemAnswer)
 
 
 def router(desk: Desk) -> APIRouter:

@@ -43,10 +43,7 @@ class ResponseAnswer(BaseModel):
 def router(desk: Desk) -> APIRouter:
     routes = APIRouter(route_class=StrictRoute, tags=["OpenAI"])
 
-    told = documented(ResponseAnswer)
-    told[200]["content"] = {"text/event-stream": {}}
-
-    @routes.post("/v1/responses", responses=told)
+    @routes.post("/v1/responses", responses=documented(ResponseAnswer, content={"text/event-stream": {}}))
     async def responses(body: ResponsesBody, request: Request) -> Response:
         """Reply to a conversation. With `stream`, as events from `response.created` to `response.completed`."""
         ask = response_ask(body, desk, desk.client(request))
