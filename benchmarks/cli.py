@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from benchmarks.options import PATH, numbers, rates
 from benchmarks.workload import PRESETS, Workload, preset
 from edge.board.options import FORCE
 
@@ -28,24 +29,6 @@ class BenchGroup(click.Group):
         return super().parse_args(ctx, args)
 
 
-class Numbers(click.ParamType[tuple[int, ...]]):
-    """1,2,4: numbers from low to high."""
-
-    name = "N,N…"
-
-    def __init__(self, low: int, high: int) -> None:
-        self.range = click.IntRange(low, high)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts: list[Any] = str(value).split(",")
-        return tuple(int(self.range.convert(part, param, ctx)) for part in parts)
-
-
-PATH = click.Path(path_type=Path)
-
-
 @click.group(cls=BenchGroup, invoke_without_command=False)
 def bench() -> None:
     """Measure tokens/s and memory, with proof of the conditions. `edge bench run --help` has the options.
@@ -62,13 +45,13 @@ def bench() -> None:
 @bench.command(MEASURE)
 @click.argument("models", nargs=-1, type=PATH, metavar="[MODEL]...")
 @click.option("--preset", "preset_name", type=click.Choice(PRESETS), help="What to measure.  [quick]")
-@click.option("-p", "--prompt", type=Numbers(0, 1 << 20), metavar="N,N…", help="Prompts of N tokens.")
-@click.option("-n", "--gen", type=Numbers(0, 1 << 20), metavar="N,N…", help="Generations of N tokens.")
+@click.option("-p", "--prompt", type=numbers(0, 1 << 20), metavar="N,N…", help="Prompts of N tokens.")
+@click.option("-n", "--gen", type=numbers(0, 1 << 20), metavar="N,N…", help="Generations of N tokens.")
 @click.option(
-    "-d", "--depth", type=Numbers(0, 1 << 20), default="0", metavar="N,N…", help="Tokens already in the cache."
+    "-d", "--depth", type=numbers(0, 1 << 20), default="0", metavar="N,N…", help="Tokens already in the cache."
 )
-@click.option("--streams", type=Numbers(1, 64), default="1", metavar="N,N…", help="Generations at the same time.")
-@click.option("--threads", type=Numbers(1, 512), metavar="N,N…", help="[one per fast core]")
+@click.option("--streams", type=numbers(1, 64), default="1", metavar="N,N…", help="Generations at the same time.")
+@click.option("--threads", type=numbers(1, 512), metavar="N,N…", help="[one per fast core]")
 @click.option("-r", "--repeat", type=click.IntRange(1, 1000), metavar="N", help="Repetitions, after warming up.  [5]")
 @click.option("--chat", is_flag=True, help="End to end through the engine, as a chat sees it, not the kernel alone.")
 @click.option("--shape", "shapes", multiple=True, metavar="NAME", help="A known model's shape with random weights.")
@@ -342,27 +325,15 @@ def import_(files: tuple[Path, ...], out: Path) -> None:
             record.append(out, made)
 
 
-class Rates(click.ParamType[tuple[float, ...]]):
-    """0.5,1,2: rates from low to high."""
-
-    name = "R,R…"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[float, ...]:
-        if isinstance(value, tuple):
-            return value
-        parts: list[Any] = str(value).split(",")
-        return tuple(float(click.FloatRange(0.001, 1000).convert(part, param, ctx)) for part in parts)
-
-
 @bench.command()
 @click.argument("model", required=False, type=PATH)
 @click.option("--url", metavar="URL", help="A server that speaks OpenAI's API, up to /v1.")
 @click.option("--model", "served", metavar="NAME", help="Model at that server.  [its first]")
 @click.option("--key", metavar="KEY", help="API key of that server.")
-@click.option("--clients", type=Numbers(1, 64), default=None, metavar="N,N…", help="Closed loop.  [1,2,4,8]")
-@click.option("--rate", "rates", type=Rates(), metavar="R,R…", help="Open loop: R requests a second arrive.")
+@click.option("--clients", type=numbers(1, 64), default=None, metavar="N,N…", help="Closed loop.  [1,2,4,8]")
+@click.option("--rate", "rates", type=rates(0.001, 1000), metavar="R,R…", help="Open loop: R requests a second arrive.")
 @click.option("--seconds", type=click.FloatRange(0.1, 3600), default=30.0, show_default=True, help="Of each level.")
-@click.option("-p", "--prompt", type=Numbers(1, 1 << 20), default="32,256,1024", show_default=True, metavar="N,N…")
+@click.option("-p", "--prompt", type=numbers(1, 1 << 20), default="32,256,1024", show_default=True, metavar="N,N…")
 @click.option("-n", "--gen", type=click.IntRange(1, 1 << 20), default=64, show_default=True, metavar="N")
 @click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="[one per fast core]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")

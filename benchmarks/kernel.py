@@ -16,7 +16,8 @@ import psutil
 from benchmarks.record import Gate, Loads, Memory, Sample
 from benchmarks.workload import Workload
 from edge.board.topology import pin
-from edge.engine.llama import Llama, Loading, system_info
+from edge.engine.library import system_info
+from edge.engine.llama import Llama, Loading
 from edge.model.gguf import read_model_info
 
 N_GATE_PROMPTS, N_GATE_TOKENS = 4, 8

@@ -78,7 +78,7 @@ def serve(work: Callable[[Json, Report], Json]) -> None:
 
 
 def leave_with_reason(reason: str) -> None:
-    """For `edge.engine.llama.on_abort`: one line instead of a stack."""
+    """For `edge.engine.library.on_abort`: one line instead of a stack."""
     os.write(2, f"{reason.strip()}\n".encode("utf-8", "replace"))
     os._exit(ABORT_EXIT_CODE)
 

@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 
 from convert.child import Json, Report, leave_with_reason
 from edge.board.topology import pin
-from edge.engine import llama
-from edge.engine.llama import Llama, Loading, Watch
+from edge.engine import library
+from edge.engine.llama import Llama, Loading
+from edge.engine.watcher import Watch
 from edge.errors import EngineError, TextError
 
 N_BATCH_TOKENS = 256
@@ -42,7 +43,7 @@ class Reader:
         """Load job["model"] for chunks of job["n_ctx"] tokens."""
         path, n_ctx = Path(job["model"]), int(job["n_ctx"])
         n_threads = pin(job.get("n_threads"), path.stat().st_size)
-        self._keep = llama.on_abort(leave_with_reason)
+        self._keep = library.on_abort(leave_with_reason)
         n_batch = N_OUTPUTS if watch else N_BATCH_TOKENS  # who watches wants every row computed to the end
         loading = Loading(n_ctx, n_batch, n_sequences=1, n_outputs=N_OUTPUTS, n_threads=n_threads)
         self.llama = Llama(path, loading, lambda share: report("load", int(100 * share), 100), watch)

@@ -12,6 +12,17 @@ class EdgeError(Exception):
 
 
 @dataclass(eq=False)
+class ProblemError(EdgeError):
+    """What is wrong, and what to do."""
+
+    problem: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.problem}; {self.remedy}"
+
+
+@dataclass(eq=False)
 class FileError(EdgeError):
     """A file or folder that cannot be used: what is wrong with it, and what to do."""
 
@@ -149,15 +160,8 @@ class RefusedMessagesError(TemplateError):
         return f"the model's chat template refuses these messages: {self.problem}; change their roles or their order"
 
 
-@dataclass(eq=False)
-class EngineError(EdgeError):
+class EngineError(ProblemError):
     """The native library refused or failed."""
-
-    problem: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.problem}; {self.remedy}"
 
 
 @dataclass(eq=False)
@@ -277,12 +281,5 @@ class DocumentError(EdgeError):
         return f"{self.name}: {self.problem}; {self.remedy}"
 
 
-@dataclass(eq=False)
-class ServiceError(EdgeError):
+class ServiceError(ProblemError):
     """A system service that cannot be written, started or found."""
-
-    problem: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.problem}; {self.remedy}"

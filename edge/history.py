@@ -20,6 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any
 
+from edge import rows
 from edge.config import data_dir
 from edge.database import Database
 from edge.errors import ReplyRunningError, RevisionError, UnknownConversationError
@@ -36,42 +37,7 @@ from edge.messages import (
 )
 
 UNDO_S = 600.0  # how long a deleted conversation can be restored
-
-STEPS = (
-    (
-        """CREATE TABLE conversation (
-            id TEXT PRIMARY KEY, title TEXT NOT NULL, folder TEXT, pinned INTEGER NOT NULL DEFAULT 0,
-            created REAL NOT NULL, updated REAL NOT NULL, leaf TEXT, settings TEXT NOT NULL DEFAULT '{}',
-            revision INTEGER NOT NULL DEFAULT 1, deleted REAL, n_messages INTEGER NOT NULL DEFAULT 0)""",
-        "CREATE INDEX conversation_by_time ON conversation(updated)",
-        # writer: who writes a reply that is not finished; its lock file tells whether it lives
-        """CREATE TABLE message (
-            number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, conversation TEXT NOT NULL, parent TEXT,
-            role TEXT NOT NULL, created REAL NOT NULL, finish_reason TEXT, writer TEXT, usage TEXT,
-            attachments TEXT NOT NULL DEFAULT '[]', content TEXT NOT NULL, reasoning TEXT)""",
-        "CREATE INDEX message_of_conversation ON message(conversation)",
-        "CREATE INDEX message_behind ON message(parent)",
-        "CREATE INDEX message_being_written ON message(writer) WHERE writer IS NOT NULL",
-        """CREATE TRIGGER message_comes AFTER INSERT ON message BEGIN
-            UPDATE conversation SET n_messages = n_messages + 1 WHERE id = new.conversation; END""",
-        """CREATE TRIGGER message_goes AFTER DELETE ON message BEGIN
-            UPDATE conversation SET n_messages = n_messages - 1 WHERE id = old.conversation; END""",
-    ),
-)
-# Three letters at a time, so that a word is found inside of Chinese text; a reply joins when it is whole.
-SEARCH = (
-    "CREATE VIRTUAL TABLE search USING fts5(content, content='message', content_rowid='number', tokenize='trigram')",
-    """CREATE TRIGGER search_comes AFTER INSERT ON message WHEN new.writer IS NULL BEGIN
-        INSERT INTO search(rowid, content) VALUES (new.number, new.content); END""",
-    """CREATE TRIGGER search_goes AFTER DELETE ON message WHEN old.writer IS NULL BEGIN
-        INSERT INTO search(search, rowid, content) VALUES ('delete', old.number, old.content); END""",
-    """CREATE TRIGGER search_leaves AFTER UPDATE OF content, writer ON message WHEN old.writer IS NULL BEGIN
-        INSERT INTO search(search, rowid, content) VALUES ('delete', old.number, old.content); END""",
-    """CREATE TRIGGER search_joins AFTER UPDATE OF content, writer ON message WHEN new.writer IS NULL BEGIN
-        INSERT INTO search(rowid, content) VALUES (new.number, new.content); END""",
-    "INSERT INTO search(search) VALUES ('rebuild')",
-)
-N_TRIGRAM = 3
+N_TRIGRAM = 3  # letters: shorter words are not in the index
 
 
 class History:
@@ -90,7 +56,7 @@ class History:
         self._writer: str | None = None
         self._writer_lock: IO[str] | None = None
         place = None if in_memory else self.path
-        self._database = Database(place, STEPS, ("conversation", "message"), prepare=_make_searchable)
+        self._database = Database(place, rows.STEPS, ("conversation", "message"), prepare=rows.make_searchable)
         if not in_memory:
             self._finish_orphans()
         self.forget_deleted()
@@ -141,12 +107,12 @@ class History:
         order = f"WHERE {' AND '.join(where)} AND pinned = {{}} ORDER BY updated DESC"
 
         def work(db: sqlite3.Connection) -> list[Conversation]:
-            rows = [] if before is not None else db.execute(f"{select} {order.format(1)}", values).fetchall()
+            listed = [] if before is not None else db.execute(f"{select} {order.format(1)}", values).fetchall()
             others = order.format("0 AND (:before IS NULL OR updated < :before)")
-            rows += db.execute(f"{select} {others} LIMIT :limit", values).fetchall()
+            listed += db.execute(f"{select} {others} LIMIT :limit", values).fetchall()
             found = []
-            for row in rows:
-                talk = _conversation(row)
+            for row in listed:
+                talk = rows.to_conversation(row)
                 if words and row["number"] is not None:
                     (text,) = db.execute("SELECT content FROM message WHERE number = ?", [row["number"]]).fetchone()
                     talk = replace(talk, snippet=snippet(text, words))
@@ -157,7 +123,7 @@ class History:
 
     def _contains(self, words: Sequence[str], values: dict[str, Any]) -> str:
         """The condition that a message holds every word; adds what it needs to values."""
-        has_index = self._database.read(_has_search)
+        has_index = self._database.read(rows.has_search)
         long = [word for word in words if has_index and len(word) >= N_TRIGRAM]
         conditions = []
         if long:
@@ -178,32 +144,32 @@ class History:
         self.forget_deleted()
         new, now = _new_id(), self._clock()
         insert = "INSERT INTO conversation(id, title, folder, created, updated, settings) VALUES (?, ?, ?, ?, ?, ?)"
-        row = [new, title, folder or None, now, now, _settings_json(settings or Settings())]
+        row = [new, title, folder or None, now, now, rows.settings_json(settings or Settings())]
 
         def work(db: sqlite3.Connection) -> Conversation:
             db.execute(insert, row)
-            return _get(db, new)
+            return rows.get(db, new)
 
         return self._database.write(work)
 
     def get(self, conversation: str) -> Conversation:
-        return self._database.read(lambda db: _get(db, conversation))
+        return self._database.read(lambda db: rows.get(db, conversation))
 
     def update(self, conversation: str, changes: Mapping[str, Any], revision: int | None = None) -> Conversation:
         """Put changes in: title, folder, pinned, leaf, settings. With revision: only if nobody else changed it."""
         changes = dict(changes)
         if "settings" in changes:
-            changes["settings"] = _settings_json(changes["settings"])
+            changes["settings"] = rows.settings_json(changes["settings"])
         if "folder" in changes:
             changes["folder"] = changes["folder"] or None
 
         def work(db: sqlite3.Connection) -> Conversation:
-            now = _get(db, conversation)
+            now = rows.get(db, conversation)
             if revision is not None and revision != now.revision:
                 raise RevisionError(now.revision)
             if changes.get("leaf") is not None:
-                _message(db, conversation, changes["leaf"])
-            return _change(db, conversation, **changes)
+                rows.message_row(db, conversation, changes["leaf"])
+            return rows.change(db, conversation, **changes)
 
         return self._database.write(work)
 
@@ -213,16 +179,16 @@ class History:
         now = self._clock()
 
         def work(db: sqlite3.Connection) -> None:
-            _get(db, conversation)
-            _change(db, conversation, deleted=now)
+            rows.get(db, conversation)
+            rows.change(db, conversation, deleted=now)
 
         self._database.write(work)
         return now + UNDO_S
 
     def restore(self, conversation: str) -> Conversation:
         def work(db: sqlite3.Connection) -> Conversation:
-            _get(db, conversation, deleted=True)
-            return _change(db, conversation, deleted=None)
+            rows.get(db, conversation, deleted=True)
+            return rows.change(db, conversation, deleted=None)
 
         return self._database.write(work)
 
@@ -244,9 +210,9 @@ class History:
         """Delete all messages; title, folder and settings stay."""
 
         def work(db: sqlite3.Connection) -> Conversation:
-            _get(db, conversation)
+            rows.get(db, conversation)
             db.execute("DELETE FROM message WHERE conversation = ?", [conversation])
-            return _change(db, conversation, leaf=None)
+            return rows.change(db, conversation, leaf=None)
 
         return self._database.write(work)
 
@@ -256,14 +222,14 @@ class History:
         """Every node of the tree, oldest first."""
 
         def work(db: sqlite3.Connection) -> list[Message]:
-            _get(db, conversation)
+            rows.get(db, conversation)
             select = "SELECT * FROM message WHERE conversation = ? ORDER BY number"
-            return [_to_message(row) for row in db.execute(select, [conversation])]
+            return [rows.to_message(row) for row in db.execute(select, [conversation])]
 
         return self._database.read(work)
 
     def message(self, conversation: str, message: str) -> Message:
-        return self._database.read(lambda db: _to_message(_message(db, conversation, message)))
+        return self._database.read(lambda db: rows.to_message(rows.message_row(db, conversation, message)))
 
     def branch(self, conversation: str, leaf: str | None) -> list[Message]:
         """The messages from the first one to leaf."""
@@ -284,15 +250,15 @@ class History:
         message = Message(_new_id(), parent, "user", content, self._clock(), attachments=tuple(attachments))
 
         def work(db: sqlite3.Connection) -> Message:
-            talk = _get(db, conversation)
+            talk = rows.get(db, conversation)
             if parent is not None:
-                before = _message(db, conversation, parent)
+                before = rows.message_row(db, conversation, parent)
                 if before["role"] != "assistant":
                     raise UnknownConversationError("reply", parent)
                 if before["writer"] is not None:
                     raise ReplyRunningError
-            _insert(db, conversation, message)
-            _change(db, conversation, leaf=message.id, updated=message.created, title=talk.title or title)
+            rows.insert(db, conversation, message)
+            rows.change(db, conversation, leaf=message.id, updated=message.created, title=talk.title or title)
             return message
 
         return self._database.write(work)
@@ -303,10 +269,10 @@ class History:
         writer = self._own_writer()
 
         def work(db: sqlite3.Connection) -> Message:
-            if _message(db, conversation, question)["role"] != "user":
+            if rows.message_row(db, conversation, question)["role"] != "user":
                 raise UnknownConversationError("question", question)
-            _insert(db, conversation, reply, writer)
-            _change(db, conversation, leaf=reply.id, updated=reply.created)
+            rows.insert(db, conversation, reply, writer)
+            rows.change(db, conversation, leaf=reply.id, updated=reply.created)
             return reply
 
         return self._database.write(work)
@@ -316,14 +282,14 @@ class History:
         writer, now = self._own_writer(), self._clock()
 
         def work(db: sqlite3.Connection) -> Message:
-            row = _message(db, conversation, reply)
+            row = rows.message_row(db, conversation, reply)
             if row["role"] != "assistant":
                 raise UnknownConversationError("reply", reply)
             if row["writer"] is not None:
                 raise ReplyRunningError
             db.execute("UPDATE message SET writer = ?, finish_reason = NULL WHERE id = ?", [writer, reply])
-            _change(db, conversation, leaf=reply, updated=now)
-            return _to_message(_message(db, conversation, reply))
+            rows.change(db, conversation, leaf=reply, updated=now)
+            return rows.to_message(rows.message_row(db, conversation, reply))
 
         return self._database.write(work)
 
@@ -346,7 +312,7 @@ class History:
         def work(db: sqlite3.Connection) -> Message | None:
             db.execute(update, values)
             row = db.execute("SELECT * FROM message WHERE id = ?", [reply]).fetchone()
-            return None if row is None else _to_message(row)
+            return None if row is None else rows.to_message(row)
 
         return self._database.write(work)
 
@@ -357,11 +323,11 @@ class History:
             DELETE FROM message WHERE id IN (SELECT id FROM gone)"""
 
         def work(db: sqlite3.Connection) -> Conversation:
-            parent = _message(db, conversation, message)["parent"]
+            parent = rows.message_row(db, conversation, message)["parent"]
             db.execute(subtree, [message])
-            talk = _get(db, conversation)
+            talk = rows.get(db, conversation)
             left = db.execute("SELECT 1 FROM message WHERE id = ?", [talk.leaf]).fetchone()
-            return _change(db, conversation, leaf=talk.leaf if left else _newest_leaf(db, conversation, parent))
+            return rows.change(db, conversation, leaf=talk.leaf if left else rows.newest_leaf(db, conversation, parent))
 
         return self._database.write(work)
 
@@ -373,11 +339,11 @@ class History:
             columns = "id, title, folder, pinned, created, updated, leaf, settings"
             db.execute(
                 f"INSERT INTO conversation({columns}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                [*values, _settings_json(talk.settings)],
+                [*values, rows.settings_json(talk.settings)],
             )
             for message in messages:
-                _insert(db, talk.id, message)
-            return _get(db, talk.id)
+                rows.insert(db, talk.id, message)
+            return rows.get(db, talk.id)
 
         return self._database.write(work)
 
@@ -414,92 +380,5 @@ class History:
             self._database.write(lambda db: db.execute(update, alive))
 
 
-# ---------------------------------------------------------------- rows
-
-
 def _new_id() -> str:
     return uuid.uuid4().hex
-
-
-def _make_searchable(db: sqlite3.Connection) -> None:
-    """Full-text search where this SQLite has it; else every search reads all messages."""
-    if not _has_search(db):
-        with contextlib.suppress(sqlite3.OperationalError):
-            for statement in SEARCH:
-                db.execute(statement)
-
-
-def _has_search(db: sqlite3.Connection) -> bool:
-    return db.execute("SELECT 1 FROM sqlite_master WHERE name = 'search'").fetchone() is not None
-
-
-def _get(db: sqlite3.Connection, conversation: str, *, deleted: bool = False) -> Conversation:
-    row = db.execute("SELECT * FROM conversation WHERE id = ?", [conversation]).fetchone()
-    if row is None or (row["deleted"] is not None) != deleted:
-        raise UnknownConversationError("conversation", conversation)
-    return _conversation(row)
-
-
-def _message(db: sqlite3.Connection, conversation: str, message: str) -> sqlite3.Row:
-    _get(db, conversation)
-    select = "SELECT * FROM message WHERE conversation = ? AND id = ?"
-    row: sqlite3.Row | None = db.execute(select, [conversation, message]).fetchone()
-    if row is None:
-        raise UnknownConversationError("message", message)
-    return row
-
-
-def _change(db: sqlite3.Connection, conversation: str, **values: Any) -> Conversation:
-    columns = "".join(f"{name} = ?, " for name in values)
-    db.execute(
-        f"UPDATE conversation SET {columns} revision = revision + 1 WHERE id = ?",
-        [*values.values(), conversation],
-    )
-    return _conversation(db.execute("SELECT * FROM conversation WHERE id = ?", [conversation]).fetchone())
-
-
-def _insert(db: sqlite3.Connection, conversation: str, message: Message, writer: str | None = None) -> None:
-    usage = None if message.usage is None else json.dumps(asdict(message.usage))
-    attachments = json.dumps([asdict(attachment) for attachment in message.attachments], ensure_ascii=False)
-    db.execute(
-        "INSERT INTO message(id, conversation, parent, role, created, finish_reason, writer, usage, attachments,"
-        " content, reasoning) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        [
-            message.id,
-            conversation,
-            message.parent,
-            message.role,
-            message.created,
-            message.finish_reason,
-            writer,
-            usage,
-            attachments,
-            message.content,
-            message.reasoning,
-        ],
-    )
-
-
-def _newest_leaf(db: sqlite3.Connection, conversation: str, start: str | None) -> str | None:
-    """From start (None: before the first message) always the newest next message, to the end."""
-    select = "SELECT id FROM message WHERE conversation = ? AND parent IS ? ORDER BY number DESC LIMIT 1"
-    while (row := db.execute(select, [conversation, start]).fetchone()) is not None:
-        start = row["id"]
-    return start
-
-
-def _conversation(row: sqlite3.Row) -> Conversation:
-    fields = {name: row[name] for name in ("id", "title", "folder", "created", "updated", "leaf", "revision")}
-    settings = Settings(**json.loads(row["settings"]))
-    return Conversation(**fields, pinned=bool(row["pinned"]), settings=settings, n_messages=row["n_messages"])
-
-
-def _to_message(row: sqlite3.Row) -> Message:
-    fields = {name: row[name] for name in ("id", "parent", "role", "content", "created", "reasoning", "finish_reason")}
-    usage = None if row["usage"] is None else Usage(**json.loads(row["usage"]))
-    attachments = tuple(Attachment(**attachment) for attachment in json.loads(row["attachments"]))
-    return Message(**fields, usage=usage, attachments=attachments)
-
-
-def _settings_json(settings: Settings) -> str:
-    return json.dumps({name: value for name, value in asdict(settings).items() if value is not None})

@@ -1,7 +1,8 @@
 """Tools a model may call: how they are told to it, what an answer may then look like, and the calls in an answer.
 
-A call is one JSON object, {"name": …, "arguments": {…}}. What the caller declared is the constraint, so arguments are
-always valid against their schema. Knows no engine and no HTTP.
+A call is one JSON object, {"name": …, "arguments": {…}}. What the caller declared is the constraint, its objects closed
+(edge.schema), so whole arguments are always valid against their schema, with no names that it does not know. Knows no
+engine and no HTTP.
 """
 
 import json
@@ -13,15 +14,12 @@ from typing import Any, Literal
 from edge.config import JSON_WHITESPACE
 from edge.engine.protocol import Constraint
 from edge.errors import ConstraintError
+from edge.schema import closed
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+HEAD = re.compile(rf'\s*{{\s*"name"\s*:\s*"({NAME.pattern})"\s*,\s*"arguments"\s*:\s*(?={{)')  # of a call
 N_TOOLS_MAX = 64
-
-
-@dataclass(frozen=True)
-class ToolCall:
-    name: str
-    arguments: dict[str, Any]
+NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}}  # the parameters of a function that has none
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class ToolSet:
                 raise ConstraintError("tools", "a tool is no function with a name of letters, digits, _ and -")
             if not isinstance(function.get("parameters", {}), Mapping):
                 raise ConstraintError("tools", f"the parameters of {function['name']} are no schema")
-        if self.choice not in ("none", "auto", "required", *self._schemas()):
+        if self.choice not in ("none", "auto", "required", *(tool["function"]["name"] for tool in self.tools)):
             raise ConstraintError("tools", f"tool_choice names {self.choice}, which is none of them")
 
     def _schemas(self) -> dict[str, Any]:
@@ -53,7 +51,7 @@ class ToolSet:
                 "type": "object",
                 "properties": {
                     "name": {"const": tool["function"]["name"]},
-                    "arguments": tool["function"].get("parameters") or {"type": "object"},
+                    "arguments": _arguments(tool["function"]),
                 },
                 "required": ["name", "arguments"],
                 "additionalProperties": False,
@@ -81,16 +79,64 @@ class ToolSet:
         call = json.dumps({"anyOf": list(schemas.values()), "x-guidance": {"whitespace_pattern": JSON_WHITESPACE}})
         return Constraint("lark", f"start: TEXT | call\nTEXT: /[^{{\\s](.|\\n)*/\ncall: %json {call}\n")
 
-    def call_in(self, answer: str) -> ToolCall | None:
-        """The call that an answer is, if it is one."""
-        text = answer.strip()
-        if not text.startswith("{"):
-            return None
-        try:
-            body = json.loads(text)
-        except ValueError:
-            return None
-        if not isinstance(body, dict) or body.get("name") not in self._schemas():
-            return None
-        arguments = body.get("arguments")
-        return ToolCall(body["name"], arguments) if isinstance(arguments, dict) else None
+
+def _arguments(function: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a function's arguments, under a name of its own: its references begin there."""
+    return {"$id": f"urn:function:{function['name']}", **closed(function.get("parameters") or NOTHING)}
+
+
+class CallReader:
+    """Tells a call from a text while an answer to a ToolSet's constraint is written, and where its arguments end.
+
+    The constraint lets nothing but a call begin with a brace.
+    """
+
+    def __init__(self) -> None:
+        self.name: str | None = None  # of the function, once it is known: from then on the answer is its arguments
+        self.is_whole = False  # the arguments have come to their end
+        self._held = ""  # what may still become the head of a call
+        self._is_text = False
+        self._depth = 0
+        self._is_string = self._is_escaped = False
+
+    def feed(self, piece: str) -> str:
+        """What can be shown of the answer: text, or once there is a name, arguments."""
+        if self._is_text:
+            return piece
+        if self.name is None:
+            self._held += piece
+            begun = self._held.lstrip()
+            self._is_text = begun != "" and not begun.startswith("{")
+            if self._is_text:
+                return self.finish()
+            if (head := HEAD.match(self._held)) is None:
+                return ""
+            self.name, piece = head[1], self._held[head.end() :]
+            self._held = ""
+        return self._arguments(piece)
+
+    def finish(self) -> str:
+        """The text held back."""
+        held, self._held = self._held, ""
+        return held
+
+    def _arguments(self, piece: str) -> str:
+        """piece up to the brace that closes the arguments."""
+        if self.is_whole:
+            return ""
+        for i, character in enumerate(piece):
+            if self._is_escaped:
+                self._is_escaped = False
+            elif self._is_string:
+                self._is_escaped = character == "\\"
+                self._is_string = character != '"'
+            elif character == '"':
+                self._is_string = True
+            elif character in "{[":
+                self._depth += 1
+            elif character in "}]":
+                self._depth -= 1
+                if self._depth == 0:
+                    self.is_whole = True
+                    return piece[: i + 1]
+        return piece

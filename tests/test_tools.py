@@ -1,4 +1,4 @@
-"""Tools: what may be answered under each choice, what a call becomes, what is refused."""
+"""Tools: what may be answered under each choice, how a call is read while it is written, what is refused."""
 
 import json
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from edge.errors import ConstraintError
-from edge.tools import ToolCall, ToolSet
+from edge.tools import CallReader, ToolSet
 from tests.engine.test_grammar import accepts
 
 WEATHER: dict[str, Any] = {
@@ -47,11 +47,70 @@ def test_with_none_the_answer_is_free() -> None:
     assert ToolSet((WEATHER,), "none").constraint() is None
 
 
-def test_a_call_is_read_and_text_is_not() -> None:
-    tools = ToolSet((WEATHER, CLOCK))
-    assert tools.call_in(CALL) == ToolCall("weather", {"city": "北京", "days": 3})
-    for text in ("It rains.", '{"name": "other", "arguments": {}}', '{"name": "clock"}', "{", ""):
-        assert tools.call_in(text) is None
+def read(answer: str, size: int) -> tuple[CallReader, str]:
+    """A reader that was fed an answer in pieces of a size, and all that it showed."""
+    reader = CallReader()
+    shown = "".join(reader.feed(answer[i : i + size]) for i in range(0, len(answer), size))
+    return reader, shown
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+@pytest.mark.parametrize(
+    "arguments", ["{}", '{"city": "北京", "days": 3}', r'{"a": "}\"]{", "b": [{"c": "\\"}]}', '{\n  "a": {}\n}']
+)
+def test_a_call_is_read_while_it_is_written(arguments: str, size: int) -> None:
+    for answer in (
+        f'{{"name": "clock", "arguments": {arguments}}}',
+        f'\n{{\n "name":"clock",\n "arguments":{arguments}\n}}\n',
+    ):
+        reader, shown = read(answer, size)
+        assert (reader.name, reader.is_whole, shown, reader.finish()) == ("clock", True, arguments, "")
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_a_call_that_is_cut_loses_nothing(size: int) -> None:
+    for n in range(len(CALL) - 1):
+        reader, shown = read(CALL[:n], size)
+        assert not reader.is_whole
+        held = reader.finish()
+        assert (held if reader.name is None else CALL[: CALL.index("{", 1)] + shown) == CALL[:n]
+
+
+@pytest.mark.parametrize("size", [1, 3, 1000])
+@pytest.mark.parametrize("answer", ["It rains {hard}.", "  [1, 2]", "", "x"])
+def test_text_is_shown_as_it_comes(answer: str, size: int) -> None:
+    reader, shown = read(answer, size)
+    assert (reader.name, shown + reader.finish()) == (None, answer)
+
+
+def test_arguments_hold_only_names_that_the_schema_knows() -> None:
+    """Unless it says that there may be others; a function without parameters takes none."""
+    open_ = {name: part for name, part in WEATHER["function"]["parameters"].items() if name != "additionalProperties"}
+    made_up = '{"name": "weather", "arguments": {"city": "Bern", "cities": {}}}'
+    for parameters, is_allowed in ((open_, False), ({**open_, "additionalProperties": True}, True)):
+        tool = {"type": "function", "function": {"name": "weather", "parameters": parameters}}
+        for choice in ("required", "auto"):
+            constraint = ToolSet((tool,), choice).constraint()
+            assert constraint is not None
+            assert accepts(constraint, made_up) == is_allowed
+    constraint = ToolSet((CLOCK,), "required").constraint()
+    assert constraint is not None
+    assert not accepts(constraint, '{"name": "clock", "arguments": {"zone": 1}}')
+
+
+@pytest.mark.parametrize("choice", ["required", "auto"])
+def test_references_of_parameters_lead_into_them(choice: str) -> None:
+    """They are one schema among others then; two tools may use the same word for different things."""
+    tools = []
+    for name in ("go", "come"):
+        place = {"type": "object", "properties": {name: {"const": 1}}, "required": [name]}
+        parameters = {"type": "object", "properties": {"to": {"$ref": "#/$defs/Place"}}, "$defs": {"Place": place}}
+        tools.append({"type": "function", "function": {"name": name, "parameters": parameters}})
+    constraint = ToolSet(tuple(tools), choice).constraint()
+    assert constraint is not None
+    assert accepts(constraint, '{"name": "go", "arguments": {"to": {"go": 1}}}')
+    assert accepts(constraint, '{"name": "come", "arguments": {"to": {"come": 1}}}')
+    assert not accepts(constraint, '{"name": "go", "arguments": {"to": {"come": 1}}}')
 
 
 def test_the_instruction_names_every_function() -> None:

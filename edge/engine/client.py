@@ -1,7 +1,6 @@
-"""The front's handle on the engine process: start, generate, cancel, and bring it back when it dies.
+"""The front's handle on the engine: start, generate, cancel, and bring its process back when it dies.
 
-Never loads libllama: that library ends its process on many inputs, so it lives in a child (edge.engine.worker) that is
-exec'd, never forked. Death is the closed socket, silence counts as death. `EngineClient` is for asyncio; `Engine` wraps
+Knows which requests a death is to be blamed on, and which are sent again. `EngineClient` is for asyncio; `Engine` wraps
 it for a program that waits, such as the command line.
 """
 
@@ -9,11 +8,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import os
 import queue
-import signal
-import socket
-import sys
 import threading
 import time
 import uuid
@@ -25,6 +20,7 @@ from typing import Any, Literal, TypeVar
 
 from edge.config import SAMPLING_RANGES, EngineSettings
 from edge.engine import protocol
+from edge.engine.process import EngineProcess
 from edge.engine.protocol import (
     AnswerNow,
     Beat,
@@ -56,15 +52,11 @@ from edge.errors import (
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-PACKAGE_ROOT = Path(__file__).resolve().parents[2]
-LINE_LIMIT_BYTES = 16 << 20
 N_LOGPROBS_MAX = 20
 BACKOFF_S = (0.0, 0.5, 2.0, 8.0)  # before the n-th restart in a row
 MAX_DEATHS, DEATHS_WINDOW_S = 5, 120.0
 QUARANTINE_DEATHS, QUARANTINE_S = 2, 600.0
-STDERR_LINES = 20
-# Weights in pages of 2 MB where the kernel leaves the choice: reading them all for every token misses the TLB less.
-HUGE_PAGES = "glibc.malloc.hugetlb=1"
+CLOSE_S = 2.0  # for an engine that is told to leave
 
 State = Literal["loading", "ok", "restarting", "down", "closed"]
 
@@ -92,9 +84,7 @@ class EngineClient:
         self._pending: dict[str, _Pending] = {}
         self._deaths_s: deque[float] = deque(maxlen=MAX_DEATHS)
         self._blame: dict[str, list[float]] = {}  # request fingerprint -> times of the deaths it was active at
-        self._stderr: deque[str] = deque(maxlen=STDERR_LINES)
-        self._process: asyncio.subprocess.Process | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._process = EngineProcess(self.settings)
         self._supervisor: asyncio.Task[None] | None = None
         self._is_up = asyncio.Event()
         self._load_error: EdgeError | None = None
@@ -106,7 +96,7 @@ class EngineClient:
     @property
     def pid(self) -> int | None:
         """Process id of the engine, while there is one."""
-        return self._process.pid if self._process else None
+        return self._process.pid
 
     @property
     def n_requests(self) -> int:
@@ -172,10 +162,7 @@ class EngineClient:
         """Stop the engine; requests still running are dropped."""
         self.state = "closed"
         self._send(Close())
-        if self._process is not None:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._process.wait(), timeout=2)
-            self._kill()
+        await self._process.ended(CLOSE_S)
         if self._supervisor is not None:
             self._supervisor.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -220,10 +207,10 @@ class EngineClient:
             raise PoisonedRequestError(len(deaths))
 
     def _send(self, message: protocol.Request) -> None:
-        if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(protocol.encode(message))
+        self._process.send(protocol.encode(message))
 
-    def _dispatch(self, event: Event) -> None:
+    def _dispatch(self, line: bytes) -> None:
+        event: Event = protocol.decode(line)
         match event:
             case Loading(share):
                 if self._on_loading:
@@ -253,16 +240,15 @@ class EngineClient:
                 if request_id in self._pending:
                     self._pending[request_id].events.put_nowait(event)
 
-    # ---- the process
+    # ---- its lives
 
     async def _supervise(self) -> None:
         """Run the engine, again and again, until it is closed, cannot load, or dies too often."""
         while not self._is_closed:
-            reason = await self._run_once()
+            reason = await self._process.run(protocol.encode(Load(self.settings)), self._dispatch)
             if self._is_closed:
                 return
-            assert self._process is not None
-            if self._process.returncode == -signal.SIGILL:  # it would die of it again
+            if self._process.has_met_unknown_instruction:
                 self._load_error = EngineError(
                     "llama.cpp was built for another CPU and stopped at an instruction that this one does not have",
                     "see edge doctor for the build that fits",
@@ -282,68 +268,7 @@ class EngineClient:
                 return
             self.state = "restarting"
             await asyncio.sleep(BACKOFF_S[min(len(recent), len(BACKOFF_S)) - 1])
-
-    async def _run_once(self) -> str:
-        """One life of the engine process; returns why it ended, in words."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-m", "edge.engine.worker", str(theirs.fileno())),
-                pass_fds=[theirs.fileno()],
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                env=_environment(self.settings),
-                cwd=PACKAGE_ROOT,  # python -m looks for modules there first: never in the user's folder
-                start_new_session=True,  # Ctrl-C in the terminal is for the front alone
-            )
-        reader, self._writer = await asyncio.open_connection(sock=ours, limit=LINE_LIMIT_BYTES)
-        self._stderr.clear()
-        errors = asyncio.create_task(self._read_stderr())
-        self._send(Load(self.settings))
-        hung = await self._read_events(reader)
-        self._writer.close()
-        self._writer = None
-        if hung:
-            self._kill()
-        code = await self._process.wait()
-        await errors
-        return hung or self._cause(code)
-
-    async def _read_events(self, reader: asyncio.StreamReader) -> str | None:
-        """Dispatch until the socket closes (None) or the engine falls silent (why)."""
-        timeout_s = self.settings.hang_timeout_s
-        while True:
-            try:
-                line = await asyncio.wait_for(reader.readline(), timeout_s)
-            except asyncio.TimeoutError:
-                return f"it did not answer for {timeout_s:.0f} s"
-            except ConnectionError:
-                return None
-            if not line.endswith(b"\n"):
-                return None
-            self._dispatch(protocol.decode(line))
-
-    async def _read_stderr(self) -> None:
-        assert self._process is not None
-        assert self._process.stderr is not None
-        async for line in self._process.stderr:
-            self._stderr.append(line.decode("utf-8", "replace").rstrip())
-
-    def _cause(self, code: int) -> str:
-        """Why a process that returned code ended, in words."""
-        if code < 0:
-            with contextlib.suppress(ValueError):
-                name = signal.Signals(-code).name
-                return {"SIGKILL": "SIGKILL, perhaps out of memory", "SIGABRT": self._last_words("SIGABRT")}.get(
-                    name, name
-                )
-        return self._last_words(f"exit code {code}")
-
-    def _last_words(self, otherwise: str) -> str:
-        words = next((line for line in reversed(self._stderr) if line.strip()), "")
-        return f"{otherwise}: {words[:200]}" if words else otherwise
+            self._process = EngineProcess(self.settings)
 
     def _bury(self, reason: str, now: float) -> None:
         """Fail what was active when the engine died; what only waited is sent again when it is back."""
@@ -363,17 +288,6 @@ class EngineClient:
             pending.events.put_nowait(EngineDownError(reason))
         self._pending.clear()
         self._is_up.set()
-
-    def _kill(self) -> None:
-        if self._process is not None and self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-
-
-def _environment(settings: EngineSettings) -> dict[str, str]:
-    """The engine's variables; what the user says of malloc stays, and what the settings say goes before all."""
-    tunables = ":".join(filter(None, (HUGE_PAGES, os.environ.get("GLIBC_TUNABLES"))))
-    return {**os.environ, "GGML_NO_BACKTRACE": "1", "GLIBC_TUNABLES": tunables, **dict(settings.environment)}
 
 
 def choices(request: Generate, n: int) -> list[Generate]:

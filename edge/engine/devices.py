@@ -5,11 +5,11 @@ python -m edge.engine.devices
 
 import json
 
-from edge.engine import llama
+from edge.engine import library
 
 
 def main() -> None:
-    print(json.dumps({"system_info": llama.system_info(), "devices": llama.devices()}))  # noqa: T201 - the answer
+    print(json.dumps({"system_info": library.system_info(), "devices": library.devices()}))  # noqa: T201 - the answer
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ llguidance does the work; a bad grammar is an error text there, where llama.cpp'
 
 import json
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from llguidance import LLMatcher, LLTokenizer
@@ -14,23 +14,13 @@ from llguidance._tokenizer import TokenizerWrapper
 from numpy.typing import NDArray
 
 from edge.config import JSON_WHITESPACE
+from edge.engine.door import Vocabulary
 from edge.engine.protocol import Constraint
 from edge.errors import ConstraintDeadEndError, ConstraintError
 
 N_BYTES_MAX = 65536
 N_LEVELS_MAX = 64
 SILENT = 0  # log level
-
-
-class Vocabulary(Protocol):
-    """What a grammar needs of a model."""
-
-    n_vocab: int
-
-    def tokenize(self, text: str, *, control: bool) -> list[int]: ...
-    def piece(self, token: int) -> bytes: ...
-    def end_tokens(self) -> list[int]: ...
-    def control_tokens(self) -> list[int]: ...
 
 
 class Grammars:

@@ -1,4 +1,4 @@
-"""The door to llama.cpp: one loaded model, one context, tokens in, tokens out. The only file in edge/ that imports it.
+"""The door to llama.cpp: one loaded model, one context, tokens in, tokens out.
 
 Knows nothing of requests, chat roles or processes. Everything here may abort the process it runs in (libllama ends on
 many inputs that look harmless), so only the engine process and a measuring child import it. What a caller may pass is
@@ -9,160 +9,24 @@ import ctypes
 import hashlib
 import os
 import re
-import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import llama_cpp.llama_cpp as lib
 import numpy as np
 from numpy.typing import NDArray
 
 from edge.config import KvType, LoadMode, Sampling
+from edge.engine.library import FOLDER, last_complaint, system_info
+from edge.engine.sampler import Sampler
+from edge.engine.watcher import Watch, Watcher
 from edge.errors import EngineError, ModelFileError
 
-DEVICE_KINDS: Final = {1: "gpu", 2: "igpu", 3: "accelerator"}  # enum ggml_backend_dev_type
 MAX_SEQUENCES: Final = 64  # libllama aborts at 256
-_GROUP: Final = 64  # values whose maximum is looked at first
 KV_TYPES: Final[dict[KvType, int]] = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0}
-
-_log: list[str] = []  # the library's last complaints, for the text of an error
-
-
-def _keep_log(level: int, text: bytes, _data: object) -> None:
-    if level in (2, 3) and text:  # warning, error
-        _log.append(text.decode("utf-8", "replace").strip())
-        del _log[:-20]
-
-
-_log_callback = lib.llama_log_callback(_keep_log)  # kept: the library calls it for as long as the process lives
-lib.llama_log_set(_log_callback, ctypes.c_void_p(0))
-
-
-def last_complaint() -> str:
-    """The library's last error line, without its function name."""
-    return _log[-1].rpartition(": ")[2] if _log else "no reason given"
-
-
-def open_ggml(name: str) -> ctypes.CDLL:
-    """One of the ggml libraries that libllama itself uses; the unversioned name would load a second copy."""
-    folder = Path(lib.__file__).parent / "lib"
-    file = f"lib{name}.0.dylib" if sys.platform == "darwin" else f"lib{name}.so.0"
-    return ctypes.CDLL(str(folder / file))
-
-
-def system_info() -> str:
-    """What the library was built with: CPU features and back ends."""
-    return str(lib.llama_print_system_info().decode())
-
-
-def largest(values: NDArray[np.float32], k: int) -> NDArray[np.intp]:
-    """Where the k largest of values (n,) are, in no order.
-
-    A group's maximum bounds its members, so the k best groups hold the k best values: of 152k logits 40 are found in a
-    fifth of the time that a heap over all of them takes.
-    """
-    n, n_groups = len(values), len(values) // _GROUP
-    if k >= n_groups:
-        return np.argpartition(values, n - k)[n - k :] if k < n else np.arange(n)
-    grouped = values[: n_groups * _GROUP].reshape(_GROUP, n_groups)  # member i of group j is value i * n_groups + j
-    groups = np.argpartition(grouped.max(axis=0), n_groups - k)[n_groups - k :]
-    members = (groups + np.arange(0, n_groups * _GROUP, n_groups)[:, None]).ravel()
-    members = np.concatenate([members, np.arange(n_groups * _GROUP, n)])
-    return members[np.argpartition(values[members], len(members) - k)[len(members) - k :]]
-
-
-def devices() -> list[dict[str, Any]]:
-    """What the library can compute on besides the CPU: name, description, kind, free_bytes, total_bytes."""
-    ggml, base = open_ggml("ggml"), open_ggml("ggml-base")
-    lib.llama_backend_init()
-    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
-    ggml.ggml_backend_dev_get.argtypes, ggml.ggml_backend_dev_get.restype = [ctypes.c_size_t], ctypes.c_void_p
-    for name in ("name", "description"):
-        function = getattr(base, f"ggml_backend_dev_{name}")
-        function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_char_p
-    base.ggml_backend_dev_type.argtypes, base.ggml_backend_dev_type.restype = [ctypes.c_void_p], ctypes.c_int
-    pointer = ctypes.POINTER(ctypes.c_size_t)
-    base.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, pointer, pointer]
-    found = []
-    for i in range(ggml.ggml_backend_dev_count()):
-        device = ggml.ggml_backend_dev_get(i)
-        if (kind := base.ggml_backend_dev_type(device)) == 0:  # the CPU itself
-            continue
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
-        found.append(
-            {
-                "name": base.ggml_backend_dev_name(device).decode("utf-8", "replace"),
-                "description": base.ggml_backend_dev_description(device).decode("utf-8", "replace"),
-                "kind": DEVICE_KINDS.get(kind, "other"),
-                "free_bytes": free.value,
-                "total_bytes": total.value,
-            }
-        )
-    return found
-
-
-class Sampler:
-    """A chain of samplers in C. Where only the likeliest tokens can be chosen, it never sees the others."""
-
-    _CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
-
-    def __init__(self, settings: Sampling, n_vocab: int, banned: Iterable[int] = ()) -> None:
-        bias = [*settings.logit_bias, *((token, float("-inf")) for token in banned)]
-        assert all(0 <= token < n_vocab for token, _ in bias)
-        self._biased = np.array([token for token, _ in bias], np.intp)
-        self._bias = np.array([added for _, added in bias], np.float32)
-        penalties = (settings.repeat_penalty, settings.frequency_penalty, settings.presence_penalty)
-        n_candidates = n_vocab
-        if penalties == (1, 0, 0):  # else a token far down may come up
-            n_candidates = 1 if settings.temperature <= 0 else min(settings.top_k or n_vocab, n_vocab)
-        self._candidates = np.zeros(n_candidates, self._CANDIDATE)
-        self._chain: Any = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        for link in self._links(settings, n_vocab, penalties):
-            lib.llama_sampler_chain_add(self._chain, link)
-
-    @staticmethod
-    def _links(settings: Sampling, n_vocab: int, penalties: tuple[float, float, float]) -> Iterator[Any]:
-        """The samplers that settings ask for, in their order, behind the bias."""
-        if penalties != (1, 0, 0):
-            yield lib.llama_sampler_init_penalties(n_vocab, settings.n_penalized_tokens, *penalties)
-        if settings.temperature <= 0:
-            yield lib.llama_sampler_init_greedy()
-            return
-        if settings.top_k > 0:
-            yield lib.llama_sampler_init_top_k(settings.top_k)
-        if settings.typical_p < 1:
-            yield lib.llama_sampler_init_typical(settings.typical_p, 1)
-        if settings.top_p < 1:
-            yield lib.llama_sampler_init_top_p(settings.top_p, 1)
-        if settings.min_p > 0:
-            yield lib.llama_sampler_init_min_p(settings.min_p, 1)
-        yield lib.llama_sampler_init_temp(settings.temperature)
-        seed = int.from_bytes(os.urandom(4), "little") if settings.seed is None else settings.seed
-        yield lib.llama_sampler_init_dist(seed)
-
-    def sample(self, logits: NDArray[np.float32]) -> int:
-        """The next token by its logits (n_vocab,), which stay as they are; the chain takes note of it."""
-        unbiased = logits[self._biased]
-        logits[self._biased] += self._bias
-        chosen = largest(logits, len(self._candidates))
-        self._candidates["id"], self._candidates["logit"] = chosen, logits[chosen]
-        logits[self._biased] = unbiased  # not a copy of them all: that costs more than the rest
-        data = self._candidates.ctypes.data_as(ctypes.POINTER(lib.llama_token_data))
-        array = lib.llama_token_data_array(data=data, size=len(chosen), selected=-1, sorted=False)
-        lib.llama_sampler_apply(self._chain, ctypes.byref(array))
-        assert array.selected >= 0, "the last link of every chain selects"
-        token = int(array.data[array.selected].id)
-        lib.llama_sampler_accept(self._chain, token)
-        return token
-
-    def close(self) -> None:
-        if self._chain is not None:
-            lib.llama_sampler_free(self._chain)
-            self._chain = None
 
 
 class Batch:
@@ -206,95 +70,6 @@ class Batch:
             self.raw = None
 
 
-class _Tensor(ctypes.Structure):
-    """struct ggml_tensor, as far as a watcher of the computation reads it; its size is compared."""
-
-    _fields_: ClassVar[list[tuple[str, Any]]] = [
-        ("type", ctypes.c_int),
-        ("buffer", ctypes.c_void_p),
-        ("ne", ctypes.c_int64 * 4),
-        ("nb", ctypes.c_size_t * 4),
-        ("op", ctypes.c_int),
-        ("op_params", ctypes.c_int32 * 16),
-        ("flags", ctypes.c_int32),
-        ("src", ctypes.c_void_p * 10),
-        ("view_src", ctypes.c_void_p),
-        ("view_offs", ctypes.c_size_t),
-        ("data", ctypes.c_void_p),
-        ("name", ctypes.c_char * 64),
-        ("extra", ctypes.c_void_p),
-        ("padding", ctypes.c_char * 8),
-    ]
-
-
-Watch = Callable[[str, NDArray[np.float32]], None]  # a weight's name, and the rows (n_tokens, n_columns) it meets
-
-
-class _Watcher:
-    """Shows each weight of a block, and what it is multiplied with, to `watch` while the model computes."""
-
-    N_ROWS_MIN: Final = 16  # llama-imatrix leaves smaller ones out: they are the ends of a text
-    F32: Final = 0
-
-    def __init__(self, watch: Watch) -> None:
-        self.error: BaseException | None = None  # of the watcher; C cannot carry it
-        self._watch = watch
-        self._base = base = open_ggml("ggml-base")
-        base.ggml_op_name.restype, base.ggml_op_name.argtypes = ctypes.c_char_p, [ctypes.c_int]
-        base.ggml_tensor_overhead.restype = ctypes.c_size_t
-        base.ggml_backend_buffer_is_host.restype = ctypes.c_bool
-        base.ggml_backend_buffer_is_host.argtypes = [ctypes.c_void_p]
-        base.ggml_backend_tensor_get.restype = None
-        base.ggml_backend_tensor_get.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
-        n_object_bytes = 32  # GGML_OBJECT_SIZE
-        assert ctypes.sizeof(_Tensor) == base.ggml_tensor_overhead() - n_object_bytes, "ggml_tensor has changed"
-        ops = {base.ggml_op_name(i): i for i in range(64)}
-        self._multiply, self._multiply_expert = ops[b"MUL_MAT"], ops[b"MUL_MAT_ID"]
-        self.callback = lib.ggml_backend_sched_eval_callback(self._see)
-
-    def _see(self, address: int, ask: bool, _data: object) -> bool:
-        """Twice for each step of the graph: whether we want to see it, and then what it is."""
-        try:
-            return self._wants(address) if ask else self._show(address)
-        except BaseException as error:  # noqa: BLE001 - nothing may leave through C
-            self.error = self.error or error
-            return False
-
-    def _wants(self, address: int) -> bool:
-        node = _Tensor.from_address(address)
-        if node.op == self._multiply_expert:
-            raise EngineError("mixtures of experts cannot be watched", "choose a model without experts")
-        if node.op != self._multiply:
-            return False
-        rows = _Tensor.from_address(node.src[1])
-        return bool(self._name(node).startswith("blk.") and rows.ne[1] >= self.N_ROWS_MIN and rows.type == self.F32)
-
-    def _show(self, address: int) -> bool:
-        node = _Tensor.from_address(address)
-        self._watch(self._name(node), self._values(node.src[1]))
-        return True
-
-    @staticmethod
-    def _name(node: _Tensor) -> str:
-        """blk.0.attn_k.weight; on a GPU it may be called CUDA0#blk.0.attn_k.weight#0."""
-        name: str = _Tensor.from_address(node.src[0]).name.decode("utf-8", "replace")
-        return name.split("#")[1] if "#" in name else name
-
-    def _values(self, address: int) -> NDArray[np.float32]:
-        tensor = _Tensor.from_address(address)
-        n_columns, *counts = tensor.ne
-        n_bytes = 4 * n_columns + sum((n - 1) * step for n, step in zip(counts, tensor.nb[1:], strict=True))
-        memory = ctypes.c_char * n_bytes
-        if self._base.ggml_backend_buffer_is_host(tensor.buffer):
-            found = memory.from_address(tensor.data)
-        else:
-            found = memory()
-            self._base.ggml_backend_tensor_get(address, found, 0, n_bytes)
-        shape, strides = (*counts[::-1], n_columns), (*list(tensor.nb)[:0:-1], 4)
-        rows: NDArray[np.float32] = np.ndarray(shape, np.float32, found, strides=strides).reshape(-1, n_columns)
-        return rows
-
-
 @dataclass(frozen=True)
 class Loading:
     """How a model is opened. See docs of EngineSettings for the choices."""
@@ -328,7 +103,7 @@ class Llama:
         assert 1 <= loading.n_threads <= 512
         self._model: Any = None
         self._context: Any = None
-        self._watcher = _Watcher(watch) if watch else None
+        self._watcher = Watcher(watch) if watch else None
         lib.llama_backend_init()
         params = lib.llama_model_default_params()
         # repacked weights go into a second buffer: with a memory map too, the model would be held twice
@@ -550,22 +325,11 @@ def _report(progress: Callable[[float], None] | None, share: float) -> bool:
 
 def fingerprint(path: Path, loading: Loading) -> str:
     """Names what a saved state depends on: the model file, the library, the settings that shape the KV cache."""
-    folder = Path(lib.__file__).parent / "lib"
-    library = [(file.name, file.stat().st_size) for file in sorted(folder.iterdir())]
+    library = [(file.name, file.stat().st_size) for file in sorted(FOLDER.iterdir())]
     with path.open("rb") as file:
         beginning = file.read(1 << 20)
         file.seek(max(0, path.stat().st_size - (1 << 20)))
         end = file.read()
     layout = (loading.n_sequences, loading.kv_type, loading.flash_attention, loading.n_gpu_layers)
-    facts = repr((path.stat().st_size, library, layout, lib.llama_print_system_info()))
+    facts = repr((path.stat().st_size, library, layout, system_info()))
     return hashlib.sha256(beginning + end + facts.encode()).hexdigest()
-
-
-def on_abort(report: Callable[[str], None]) -> Any:
-    """Have ggml call report(reason) instead of printing a stack; the process ends after it. Keep what is returned."""
-    base = open_ggml("ggml-base")
-    callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(lambda text: report((text or b"").decode("utf-8", "replace")))
-    base.ggml_set_abort_callback.argtypes = [ctypes.c_void_p]
-    base.ggml_set_abort_callback.restype = ctypes.c_void_p
-    base.ggml_set_abort_callback(ctypes.cast(callback, ctypes.c_void_p))
-    return callback

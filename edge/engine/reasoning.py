@@ -29,6 +29,15 @@ class Reasoning:
     _blank: str = ""  # white space that is shown only if more of the same kind follows
     _shown: Kind | None = None  # kind of the last text shown; leading white space of each kind is dropped
 
+    def may_open(self, text: str) -> bool:
+        """Before the answer: text begins the opening tag, or goes on with it."""
+        head = (self._head + text).lstrip()
+        return head.startswith(OPEN) or (head != "" and OPEN.startswith(head))
+
+    def answer(self) -> None:
+        """There was no thought: what comes now is the answer."""
+        self.phase, self._head = "answer", ""
+
     def feed(self, text: str) -> list[tuple[Kind, str]]:
         """What can be shown now, in order."""
         if self.phase == "start":

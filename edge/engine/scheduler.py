@@ -2,18 +2,16 @@
 
 One thread owns a Scheduler and its Llama. Order of a step: admit, fill the batch (generated tokens first, then prompt
 chunks bounded by time), decode, sample, emit. Nobody's stream waits for somebody's prompt. Knows nothing of processes,
-sockets or chat roles; `FakeLlama` in the tests stands in for the model.
+sockets or chat roles, and of a reply only which tokens it wants fed next.
 """
 
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass, field
 
-import numpy as np
-from numpy.typing import NDArray
-
-from edge.config import MIN_ANSWER_TOKENS, EngineSettings
+from edge.config import EngineSettings
+from edge.engine.door import Door
 from edge.engine.grammar import Grammars
 from edge.engine.pace import Pace
 from edge.engine.prefix import PrefixStore
@@ -26,19 +24,15 @@ from edge.engine.protocol import (
     Done,
     Event,
     Failed,
-    FinishReason,
     Forget,
     Generate,
-    Kind,
     Phase,
     Progress,
-    Text,
     Tokenize,
-    TokenLogprob,
     Tokens,
 )
-from edge.engine.reasoning import CLOSING, Reasoning, opens_thought
-from edge.engine.stream import Door, Slot, Stream
+from edge.engine.reply import Ending, Reply
+from edge.engine.slots import MIN_SHARED_TOKENS, Slot, Slots, n_shared
 from edge.errors import (
     BusyError,
     ConstraintDeadEndError,
@@ -53,9 +47,31 @@ MIN_CHUNK_TOKENS = 4  # a prompt moves on by this many a step, however slow the 
 # Weights are multiplied with rows in groups of 4, left-over rows one by one: on a 1.5B Q4_0 model and two cores a
 # step of 3 rows took 171 ms, one of 4 rows 129 ms.
 ROW_GROUP = 4
-MIN_SHARED_TOKENS = 32  # a shared beginning worth waiting for, or loading
 N_CLIENTS_KNOWN = 1000
-MIN_KEPT_TOKENS = 256  # a shared beginning worth writing to disk
+
+
+@dataclass(eq=False)
+class Stream:
+    """One request on its way: `todo` is fed to the model, then it generates one token a step."""
+
+    request: Generate
+    arrived_s: float
+    todo: list[int]  # tokens not yet in the KV cache
+    reply: Reply
+    n_prompt_tokens: int
+    n_question_tokens: int  # without the last piece of template, which opens the assistant's turn
+    slot: Slot | None = None
+    n_cached_tokens: int = 0
+    started_s: float = 0.0
+    first_token_s: float | None = None
+    last_token_s: float = 0.0
+    n_parked: int = 0
+    fed: list[int] = field(default_factory=list)  # tokens in this step's batch
+    output_index: int = -1  # where in the batch its logits are, -1: nowhere
+
+    @property
+    def is_prompt(self) -> bool:
+        return self.first_token_s is None
 
 
 class Scheduler:
@@ -70,12 +86,11 @@ class Scheduler:
     ) -> None:
         self._llama = llama
         self._settings = settings
-        self._prefixes = prefixes
         self._clock = clock
         self._batch = llama.new_batch()
         self._grammars = Grammars(llama)
         self._end_tokens = llama.end_tokens()
-        self._slots = [Slot(i) for i in range(settings.n_slots)]
+        self._slots = Slots(llama, settings.n_slots, prefixes)
         self._spare = settings.n_slots  # a sequence that is nobody's, for rows that only fill a group
         self._waiting: deque[Stream] = deque()
         self._active: list[Stream] = []
@@ -110,19 +125,12 @@ class Scheduler:
             raise EngineError("the prompt is empty", "type a question")
         if len(prompt) + min(request.min_reply_tokens, n_ctx // 4) >= n_ctx:
             raise ContextOverflowError(len(prompt), n_ctx)
-        # a reply that goes on in the middle of a sentence: its first space counts
-        goes_on: Kind | None = "thought" if request.inside_thought else None if request.thinks else "answer"
-        if goes_on is not None:
-            phase: Literal["start", "thought", "answer"] = goes_on
-        else:
-            phase = "thought" if opens_thought("".join(text for text, _ in request.segments[-2:])) else "start"
+        matcher = self._grammars.matcher(request.constraint) if request.constraint else None
         return Stream(
             request=request,
             arrived_s=self._clock(),
             todo=prompt,
-            reasoning=Reasoning(phase, _shown=goes_on),
-            sampler=self._llama.new_sampler(request.sampling, self._end_tokens if request.ignore_end else []),
-            matcher=self._grammars.matcher(request.constraint) if request.constraint else None,
+            reply=Reply(self._llama, request, len(prompt), matcher, self._end_tokens, self._outbox.append),
             n_prompt_tokens=len(prompt),
             n_question_tokens=n_question or len(prompt),
         )
@@ -131,13 +139,13 @@ class Scheduler:
         """End a request wherever it is; its slot is free at once."""
         for stream in self._streams():
             if stream.request.id == message.id:
-                self._finish(stream, "cancelled", flush=False)
+                self._finish(stream, Ending("cancelled"))
 
     def answer_now(self, message: AnswerNow) -> None:
         """Close a running request's thought at the next step."""
         for stream in self._streams():
             if stream.request.id == message.id:
-                stream.answers_now = True
+                stream.reply.answers_now = True
 
     def tokens(self, message: Tokenize) -> Event:
         """The tokens of a text."""
@@ -153,16 +161,15 @@ class Scheduler:
 
     def forget(self, message: Forget) -> None:
         """Empty every slot that holds a conversation's text and is not at work."""
-        at_work = [stream.slot for stream in self._active]
-        for slot in self._slots:
-            if slot.conversation and slot.conversation == message.conversation and slot not in at_work:
-                self._llama.remove(slot.sequence)
-                slot.tokens, slot.conversation = [], ""
+        self._slots.forget(message.conversation, self._at_work)
 
     def beat(self) -> Beat:
         """How full it is."""
-        n_kv_tokens = sum(len(slot.tokens) for slot in self._slots)
-        return Beat(len(self._active), len(self._waiting) + len(self._parked), n_kv_tokens)
+        return Beat(len(self._active), len(self._waiting) + len(self._parked), self._slots.n_tokens)
+
+    @property
+    def _at_work(self) -> list[Slot]:
+        return [stream.slot for stream in self._active if stream.slot is not None]
 
     def _streams(self) -> list[Stream]:
         return [*self._waiting, *self._parked, *self._active]
@@ -186,7 +193,8 @@ class Scheduler:
         return self._drain()
 
     def _drain(self) -> list[Event]:
-        events, self._outbox = self._outbox, []
+        events = list(self._outbox)
+        self._outbox.clear()  # the replies hold on to this list
         return events
 
     def admit(self) -> list[Event]:
@@ -200,57 +208,17 @@ class Scheduler:
             self._turns[stream.request.client] = self._n_admitted = self._n_admitted + 1
             if len(self._turns) > N_CLIENTS_KNOWN:
                 del self._turns[next(iter(self._turns))]
-            stream.slot = self._slot_for(stream.todo)
+            stream.slot = self._slots.take(stream.todo, self._at_work)
             stream.slot.conversation = stream.request.conversation
-            n_shared = len(stream.slot.tokens)
-            del stream.todo[:n_shared]
+            n_cached = len(stream.slot.tokens)
+            del stream.todo[:n_cached]
             if stream.n_parked == 0:
-                stream.n_cached_tokens = n_shared
+                stream.n_cached_tokens = n_cached
                 stream.started_s = self._clock()
                 stream.slot.n_question_tokens = stream.n_question_tokens
             self._active.append(stream)
             self._outbox.append(Phase(stream.request.id, "running"))
         return self._drain()
-
-    def _slot_for(self, tokens: list[int]) -> Slot:
-        """A free slot that holds as much of the beginning of tokens as any slot or the disk has."""
-        free = [slot for slot in self._slots if all(other.slot is not slot for other in self._active)]
-        best = max(self._slots, key=lambda slot: _shared(slot.tokens, tokens))
-        # the last prompt token is always decoded: its logits are needed
-        n_shared = min(_shared(best.tokens, tokens), len(tokens) - 1)
-        is_branch = n_shared < best.n_question_tokens  # else it is the next turn of the same conversation
-        slot = best if best in free else min(free, key=lambda slot: slot.last_used)
-        if slot is best:
-            self._llama.remove(slot.sequence, n_shared)
-        else:
-            self._llama.remove(slot.sequence)
-            if n_shared:
-                self._llama.copy(best.sequence, slot.sequence, n_shared)
-        slot.tokens = tokens[:n_shared]
-        if self._prefixes is not None:
-            self._restore(slot, tokens, self._prefixes)
-            if is_branch and n_shared >= MIN_KEPT_TOKENS and len(slot.tokens) == n_shared:
-                self._keep(slot, self._prefixes)
-        return slot
-
-    def _restore(self, slot: Slot, tokens: list[int], prefixes: PrefixStore) -> None:
-        """Put a beginning from disk into the slot if it is worth it."""
-        entry = prefixes.longest(tokens)
-        if entry is None or entry.n_tokens < len(slot.tokens) + MIN_SHARED_TOKENS:
-            return
-        if (state := prefixes.load(entry)) is None:
-            return
-        self._llama.remove(slot.sequence)
-        if self._llama.load_sequence(slot.sequence, state):
-            slot.tokens = tokens[: entry.n_tokens]
-        else:  # no room in the pool, or libllama would not have it
-            self._llama.remove(slot.sequence)
-            slot.tokens = []
-
-    def _keep(self, slot: Slot, prefixes: PrefixStore) -> None:
-        """Save the slot's tokens: two different requests began with them."""
-        if prefixes.wants(slot.tokens):
-            prefixes.save(slot.tokens, self._llama.save_sequence(slot.sequence))
 
     def _next_waiting(self) -> Stream | None:
         """The oldest request of the client with the fewest running, the one served longest ago among equals; none if
@@ -267,9 +235,9 @@ class Scheduler:
         )
 
     def _is_being_read(self, stream: Stream) -> bool:
-        held = max(_shared(slot.tokens, stream.todo) for slot in self._slots)
+        worth = self._slots.n_held(stream.todo) + MIN_SHARED_TOKENS
         return any(
-            other.slot is not None and _shared(other.slot.tokens + other.todo, stream.todo) >= held + MIN_SHARED_TOKENS
+            other.slot is not None and n_shared(other.slot.tokens + other.todo, stream.todo) >= worth
             for other in self._active
             if other.is_prompt
         )
@@ -315,142 +283,53 @@ class Scheduler:
             self._pace.observe(n_tokens, elapsed_s)
         for stream in list(self._active):
             if stream.output_index >= 0:
-                try:
-                    self._take(stream, self._sample(stream))
-                except ConstraintDeadEndError as error:
-                    self._outbox.append(Failed.of(stream.request.id, error))
-                    self._leave(stream)
+                self._go_on(stream)
             elif stream.is_prompt:
                 left_s = len(stream.todo) * self._pace.s_per_row
                 n_done = stream.n_prompt_tokens - len(stream.todo)
                 self._outbox.append(Progress(stream.request.id, n_done, stream.n_prompt_tokens, left_s))
 
-    def _sample(self, stream: Stream) -> int:
-        """The next token, one that the constraint allows; its log-probability is told if that was asked for."""
-        matcher = stream.matcher if stream.reasoning.phase == "answer" else None
-        n_logprobs = stream.request.n_logprobs
-        logprobs = None if n_logprobs is None else log_softmax(self._llama.logits(stream.output_index))
-        if matcher is not None:
-            matcher.mask(self._llama.logits(stream.output_index))
-        token = self._llama.sample(stream.sampler, stream.output_index)
-        if matcher is not None:
-            matcher.accept(token)
-        if logprobs is not None and n_logprobs is not None:
-            best = np.argsort(-logprobs, kind="stable")[:n_logprobs].tolist()
-            top = tuple((self._text(other), float(logprobs[other])) for other in best)
-            kind: Kind = "answer" if stream.reasoning.phase == "answer" else "thought"
-            logprob = TokenLogprob(stream.request.id, kind, self._text(token), float(logprobs[token]), top)
-            self._outbox.append(logprob)
-        return token
-
-    def _text(self, token: int) -> str:
-        return self._llama.piece(token).decode("utf-8", "replace")
-
-    def _take(self, stream: Stream, token: int) -> None:
-        """One sampled token: show its text, decide how the stream goes on."""
-        reasoning = stream.reasoning
-        is_end = self._llama.is_end(token) or token in stream.request.stop_tokens
-        if is_end and reasoning.phase == "answer" and stream.n_thought_tokens and stream.is_silent:
-            token, is_end = self._sample_unended(stream), False  # the answer is never empty
+    def _go_on(self, stream: Stream) -> None:
+        """Let the reply take this step's output, and feed what it says next."""
+        assert stream.slot is not None
+        try:
+            outcome = stream.reply.next(stream.output_index, len(stream.slot.tokens))
+        except ConstraintDeadEndError as error:
+            self._outbox.append(Failed.of(stream.request.id, error))
+            self._leave(stream)
+            return
         stream.last_token_s = self._clock()
         if stream.first_token_s is None:
             stream.first_token_s = stream.last_token_s
-        if is_end:
-            if reasoning.phase == "thought":
-                self._close_thought(stream)
-            else:
-                self._finish(stream, "stop")
-            return
-        was_thinking = reasoning.phase != "answer"
-        if reasoning.phase == "thought":
-            stream.n_thought_tokens += 1
+        if isinstance(outcome, Ending):
+            self._finish(stream, outcome)
         else:
-            stream.n_answer_tokens += 1
-        if stop := self._show(stream, stream.characters.feed(self._llama.piece(token))):
-            self._finish(stream, "stop", flush=False, stop=stop)
-            return
-        stream.todo = [token]
-        if stream.matcher is not None and reasoning.phase == "answer":
-            if was_thinking:  # the blank line behind the tag is not the constraint's to allow
-                stream.todo += self._llama.tokenize("\n\n", control=True)
-            elif stream.matcher.is_complete:
-                self._finish(stream, "stop")
-                return
-        assert stream.slot is not None
-        limit = stream.request.max_tokens
-        if len(stream.slot.tokens) + 1 >= self._llama.n_ctx_tokens:
-            self._finish(stream, "length")
-        elif reasoning.phase == "thought":
-            if stream.answers_now or stream.n_thought_tokens >= self._thought_limit(stream):
-                self._close_thought(stream)
-        elif limit is not None and stream.n_output_tokens >= limit:
-            self._finish(stream, "length")
-
-    def _sample_unended(self, stream: Stream) -> int:
-        """Sample this step's output again with the end tokens banned."""
-        sampler = self._llama.new_sampler(stream.request.sampling, self._end_tokens)
-        token = self._llama.sample(sampler, stream.output_index)
-        sampler.close()
-        return token
-
-    def _thought_limit(self, stream: Stream) -> int:
-        """Thought tokens allowed: the request's own limit, and what leaves room for an answer."""
-        room = self._llama.n_ctx_tokens - stream.n_prompt_tokens
-        total = room if stream.request.max_tokens is None else min(room, stream.request.max_tokens)
-        limit = total - min(MIN_ANSWER_TOKENS, total // 2)
-        asked = stream.request.max_thought_tokens
-        return limit if asked is None else min(limit, asked)
-
-    def _close_thought(self, stream: Stream) -> None:
-        """Feed the closing tag behind what is still to be fed, and go on with the answer."""
-        stream.todo = stream.todo + self._llama.tokenize(CLOSING, control=True)
-        self._show(stream, stream.characters.finish() + CLOSING)
-
-    def _show(self, stream: Stream, text: str) -> str | None:
-        """Emit what can be shown; returns the stop string that ended the answer, if one did."""
-        for kind, piece in stream.reasoning.feed(text):
-            if kind == "answer":
-                piece, stop = stream.stops.feed(piece)
-                if piece:
-                    stream.is_silent = False
-                    self._outbox.append(Text(stream.request.id, kind, piece))
-                if stop is not None:
-                    return stop
-            else:
-                stream.answers_now |= stream.loops.feed(piece)
-                self._outbox.append(Text(stream.request.id, kind, piece))
-        return None
+            stream.todo = outcome
 
     # ---- endings
 
-    def _finish(self, stream: Stream, reason: FinishReason, *, flush: bool = True, stop: str | None = None) -> None:
-        """Tell the end and free the slot; its tokens stay in the KV cache for whoever shares them.
-
-        flush: show what was held back, unless a stop string or the user ended the reply.
-        """
-        if flush and (stop := self._show(stream, stream.characters.finish())) is None:
-            held = [*stream.reasoning.finish(), ("answer", stream.stops.finish())]
-            self._outbox += [Text(stream.request.id, kind, piece) for kind, piece in held if piece]
+    def _finish(self, stream: Stream, ending: Ending) -> None:
+        """Tell the end and free the slot; its tokens stay in the KV cache for whoever shares them."""
         first_s = stream.first_token_s
         now = self._clock()
         self._outbox.append(
             Done(
                 id=stream.request.id,
-                finish_reason=reason,
+                finish_reason=ending.reason,
                 n_prompt_tokens=stream.n_prompt_tokens,
                 n_cached_tokens=stream.n_cached_tokens,
-                n_thought_tokens=stream.n_thought_tokens,
-                n_answer_tokens=stream.n_answer_tokens,
+                n_thought_tokens=stream.reply.n_thought_tokens,
+                n_answer_tokens=stream.reply.n_answer_tokens,
                 queue_time_s=(stream.started_s or now) - stream.arrived_s,
                 prefill_time_s=(first_s or now) - stream.started_s if stream.started_s else 0.0,
                 decode_time_s=stream.last_token_s - first_s if first_s is not None else 0.0,
-                stop=stop,
+                stop=ending.stop,
             )
         )
         self._leave(stream)
 
     def _leave(self, stream: Stream) -> None:
-        stream.sampler.close()
+        stream.reply.close()
         for place in (self._active, self._waiting, self._parked):
             if stream in place:
                 place.remove(stream)
@@ -460,20 +339,15 @@ class Scheduler:
     def _make_room(self) -> None:
         """The KV pool is full: undo this step, then drop what nobody uses, else park the youngest stream."""
         self._undo()
-        idle = [slot for slot in self._slots if slot.tokens and all(s.slot is not slot for s in self._active)]
-        if idle:
-            slot = min(idle, key=lambda slot: slot.last_used)
-            self._llama.remove(slot.sequence)
-            slot.tokens = []
+        if self._slots.empty_idle(self._at_work):
             return
         youngest = max(self._active, key=lambda stream: stream.arrived_s)
         if len(self._active) == 1:  # alone and still no room
-            self._finish(youngest, "length")
+            self._finish(youngest, youngest.reply.end("length"))
             return
         assert youngest.slot is not None
-        self._llama.remove(youngest.slot.sequence)
         youngest.todo = youngest.slot.tokens + youngest.todo
-        youngest.slot.tokens = []
+        self._slots.empty(youngest.slot)
         youngest.slot = None
         youngest.n_parked += 1
         self._active.remove(youngest)
@@ -490,23 +364,7 @@ class Scheduler:
         """A failed decode: only the requests in it are lost, and their sequences are emptied."""
         for stream in [stream for stream in self._active if stream.fed]:
             assert stream.slot is not None
-            self._llama.remove(stream.slot.sequence)
-            stream.slot.tokens = []
+            self._slots.empty(stream.slot)
             reason = {-2: "memory ran out while computing", -3: "the computation failed"}.get(code, f"code {code}")
             self._outbox.append(Failed.of(stream.request.id, EngineError(reason, "try a shorter prompt")))
             self._leave(stream)
-
-
-def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Natural log-probabilities (n_vocab,) of logits (n_vocab,)."""
-    shifted = logits - logits.max()
-    result: NDArray[np.float32] = shifted - np.log(np.exp(shifted).sum())
-    return result
-
-
-def _shared(held: list[int], wanted: list[int]) -> int:
-    """How many tokens two sequences share at their beginning."""
-    n = min(len(held), len(wanted))
-    if held[:n] == wanted[:n]:
-        return n
-    return next(i for i in range(n) if held[i] != wanted[i])

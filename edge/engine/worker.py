@@ -69,9 +69,9 @@ def serve(front: Front, network: str) -> None:
     path = Path(settings.model)
     n_threads = pin(settings.n_threads, path.stat().st_size if path.is_file() else 0, settings.cpus)
 
-    from edge.engine import llama  # loads libllama: only now, with the affinity set
+    from edge.engine import library, llama  # loads libllama: only now, with the affinity set
 
-    keep = llama.on_abort(_leave_with_reason)
+    keep = library.on_abort(_leave_with_reason)
     loading = llama.Loading(
         n_ctx_tokens=settings.n_ctx_tokens,
         n_ubatch_tokens=settings.n_ubatch_tokens,
@@ -90,7 +90,7 @@ def serve(front: Front, network: str) -> None:
         front.send(Failed.of("", error))
         return
     load_time_s = time.perf_counter() - started_s
-    front.send(Ready(model.n_ctx_tokens, settings.n_slots, n_threads, load_time_s, llama.system_info(), network))
+    front.send(Ready(model.n_ctx_tokens, settings.n_slots, n_threads, load_time_s, library.system_info(), network))
     prefixes = None
     if settings.prefix_dir is not None:
         prefixes = PrefixStore(

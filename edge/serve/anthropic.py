@@ -24,8 +24,8 @@ from edge.serve.anthropic_fields import (
     ToolUseBlock,
 )
 from edge.serve.ask import Ask, effort
-from edge.serve.body import DOCUMENTED_STATUSES, StrictRoute
-from edge.serve.desk import Call, Desk, Event, Finished, Text
+from edge.serve.body import StrictRoute, documented
+from edge.serve.desk import Arguments, Call, Desk, Event, Finished, Text, ToolCall
 from edge.serve.problems import RequestError, code_of, status_of
 from edge.serve.stream import sse, stream
 from edge.tools import ToolSet
@@ -79,10 +79,7 @@ def problem(error: EdgeError) -> dict[str, Any]:
 
 
 def _documented(answer: type[BaseModel], content: dict[str, Any] | None = None) -> dict[int | str, Any]:
-    found: dict[int | str, Any] = {
-        status: {"model": ProblemAnswer, "description": text} for status, text in DOCUMENTED_STATUSES.items()
-    }
-    return {**found, 200: {"model": answer, "description": "The whole reply", "content": content or {}}}
+    return documented(answer, content=content, problem=ProblemAnswer)
 
 
 def router(desk: Desk) -> APIRouter:
@@ -248,6 +245,7 @@ class _Reply:
         self._max_tokens = body.max_tokens
         self._content: list[dict[str, Any]] = []
         self._digest = hashlib.sha256()
+        self._call: ToolCall | None = None
         self._finished: Finished | None = None
 
     def start(self) -> dict[str, Any]:
@@ -262,7 +260,13 @@ class _Reply:
         return {"type": "message_start", "message": message}
 
     def whole(self) -> dict[str, Any]:
-        return {**self._head, "content": self._content, **self._end(), "usage": self._usage()}
+        content = list(self._content)
+        if self._call is not None:  # the last block; an input that was cut is told as text
+            found = self._call.parsed
+            content[-1] = (
+                {"type": "text", "text": self._call.text} if found is None else {**content[-1], "input": found}
+            )
+        return {**self._head, "content": content, **self._end(), "usage": self._usage()}
 
     def add(self, event: Event) -> list[dict[str, Any]]:
         """Take an event in; returns what is to be told of it."""
@@ -280,10 +284,13 @@ class _Reply:
                 yield from self._opened("text", text="")
                 self._content[-1]["text"] += text
                 yield self._delta(type="text_delta", text=text)
-            case Call(_, call_id, name, arguments):
-                yield from self._opened("tool_use", id=call_id.replace("call_", "toolu_"), name=name, input={})
-                self._content[-1]["input"] = json.loads(arguments)
-                yield self._delta(type="input_json_delta", partial_json=arguments)
+            case Call(_, call_id, name):
+                self._call = ToolCall(call_id.replace("call_", "toolu_"), name)
+                yield from self._opened("tool_use", id=self._call.id, name=name, input={})
+            case Arguments(_, text):
+                assert self._call is not None
+                self._call.arguments += text
+                yield self._delta(type="input_json_delta", partial_json=text)
             case Finished():
                 yield from self._closed()
                 self._finished = event

@@ -148,10 +148,15 @@ def request_error(error: RequestValidationError) -> RequestError:
     return RequestError(field, f"{problem[0].lower()}{problem[1:]}; change it")
 
 
-def documented(answer: type[BaseModel] | None = None, *, content: dict[str, Any] | None = None) -> dict[int | str, Any]:
+def documented(
+    answer: type[BaseModel] | None = None,
+    *,
+    content: dict[str, Any] | None = None,
+    problem: type[BaseModel] = ProblemAnswer,
+) -> dict[int | str, Any]:
     """The `responses` of a route for the OpenAPI document: its answer, and every error it may give."""
     found: dict[int | str, Any] = {
-        status: {"model": ProblemAnswer, "description": text} for status, text in DOCUMENTED_STATUSES.items()
+        status: {"model": problem, "description": text} for status, text in DOCUMENTED_STATUSES.items()
     }
     if answer is not None:
         found[200] = {"model": answer, "description": "The whole reply", "content": content or {}}

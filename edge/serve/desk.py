@@ -1,15 +1,17 @@
 """Where every API's requests arrive: one model, one engine, and the replies under way. Knows no wire format.
 
 async with desk.open(ask) as reply:      # leaving it cancels what still runs, within one step of the engine
-    async for event in reply: ...        # Progress, Text, Call, Finished
+    async for event in reply: ...        # Progress, Text, Call, Arguments, Finished
 """
 
 import asyncio
 import contextlib
+import json
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from fastapi import Request
 
@@ -24,8 +26,7 @@ from edge.serve.ask import Ask, requests
 from edge.serve.entry import entry
 from edge.serve.metrics import Metrics
 from edge.serve.problems import ModelNotFoundError, NotFoundError, RequestError, StoppingError
-from edge.serve.stream import dumps
-from edge.tools import ToolSet
+from edge.tools import CallReader
 
 MAX_CLIENT_CHARS = 64
 
@@ -52,12 +53,19 @@ class Text:
 
 @dataclass(frozen=True)
 class Call:
-    """A tool call. arguments: JSON text, valid against the tool's schema."""
+    """A tool call begins; its arguments follow."""
 
     index: int
     id: str
     name: str
-    arguments: str
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """A piece of the arguments of the call that has begun."""
+
+    index: int
+    text: str
 
 
 @dataclass(frozen=True)
@@ -70,18 +78,56 @@ class Finished:
     logprobs: tuple[TokenLogprob, ...] = ()
 
 
-Event = Progress | Text | Call | Finished
+Event = Progress | Text | Call | Arguments | Finished
+
+
+@dataclass
+class ToolCall:
+    """A call so far. arguments: JSON text; when whole, valid against the tool's schema."""
+
+    id: str
+    name: str
+    arguments: str = ""
+
+    @property
+    def parsed(self) -> dict[str, Any] | None:
+        """The arguments; None if the reply was cut in the middle of them."""
+        try:
+            found: dict[str, Any] = json.loads(self.arguments)
+        except ValueError:
+            return None
+        return found
+
+    @property
+    def text(self) -> str:
+        """What a call that was cut is told as where arguments cannot be in pieces."""
+        return f'{{"name": "{self.name}", "arguments": {self.arguments}'
 
 
 @dataclass
 class Whole:
-    """One reply when it is complete."""
+    """One reply as it grows, and when it is complete."""
 
     thought: str = ""
     answer: str = ""
-    calls: list[Call] = field(default_factory=list)
+    calls: list[ToolCall] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     finished: Finished | None = None
+
+    def add(self, event: Event) -> None:
+        match event:
+            case Text(_, "thought", text):
+                self.thought += text
+            case Text(_, _, text):
+                self.answer += text
+            case Call(_, call_id, name):
+                self.calls.append(ToolCall(call_id, name))
+            case Arguments(_, text):
+                self.calls[-1].arguments += text
+            case Finished():
+                self.finished = event
+        if isinstance(event, Text | Finished):
+            self.logprobs += event.logprobs
 
     @property
     def done(self) -> Done:
@@ -157,19 +203,7 @@ class Desk:
         wholes = [Whole() for _ in range(ask.n * max(1, len(ask.prompts)))]
         async with self.open(ask) as events:
             async for event in events:
-                whole = wholes[event.index]
-                match event:
-                    case Text():
-                        if event.kind == "thought":
-                            whole.thought += event.text
-                        else:
-                            whole.answer += event.text
-                        whole.logprobs += event.logprobs
-                    case Call():
-                        whole.calls.append(event)
-                    case Finished():
-                        whole.finished = event
-                        whole.logprobs += event.logprobs
+                wholes[event.index].add(event)
         return wholes
 
     async def count(self, ask: Ask) -> int:
@@ -196,28 +230,24 @@ class Desk:
     # ---- their events
 
     async def _events(self, ask: Ask, asked: list[Generate]) -> AsyncGenerator[Event, None]:
-        streams = [self._one(i, request, ask.tools if ask.calls_tools else None) for i, request in enumerate(asked)]
+        streams = [self._one(i, request, calls_tools=ask.calls_tools) for i, request in enumerate(asked)]
         async with contextlib.aclosing(streams[0] if len(streams) == 1 else _merged(streams)) as events:
             async for event in events:
                 yield event
 
-    async def _one(self, index: int, request: Generate, tools: ToolSet | None) -> AsyncGenerator[Event, None]:
+    async def _one(self, index: int, request: Generate, *, calls_tools: bool) -> AsyncGenerator[Event, None]:
         """The events of one reply."""
         logprobs: dict[Kind, list[TokenLogprob]] = {"thought": [], "answer": []}
-        answer = ""  # kept only while it may be a tool call
-        is_call: bool | None = None if tools else False
+        reader = CallReader() if calls_tools else None
         async with contextlib.aclosing(self.engine.generate(request)) as events:
             async for event in events:
                 match event:
+                    case protocol.Text(_, "answer", text) if reader is not None:
+                        for piece in _read(reader, index, text, logprobs["answer"]):
+                            yield piece
                     case protocol.Text(_, kind, text):
-                        told, logprobs[kind] = tuple(logprobs[kind]), []
-                        if kind == "answer" and is_call is None:
-                            is_call = text.lstrip().startswith("{")
-                        if kind == "answer" and is_call:
-                            answer += text
-                            logprobs[kind] = list(told)
-                        else:
-                            yield Text(index, kind, text, told)
+                        yield Text(index, kind, text, tuple(logprobs[kind]))
+                        logprobs[kind].clear()
                     case TokenLogprob():
                         logprobs[event.kind].append(event)
                     case protocol.Progress(_, n_done, n_prompt, left_s):
@@ -225,12 +255,11 @@ class Desk:
                     case Done():
                         self._count(event)
                         reason: str = event.finish_reason
-                        if tools and is_call and (call := tools.call_in(answer)) is not None:
-                            name, arguments = call.name, call.arguments
-                            yield Call(index, f"call_{uuid.uuid4().hex[:24]}", name, dumps(arguments))
-                            reason = "tool_calls" if reason == "stop" else reason
-                        elif answer:  # cut off in the middle of a call
-                            yield Text(index, "answer", answer)
+                        if reader is not None:
+                            if held := reader.finish():  # cut off before the call had a name
+                                yield Text(index, "answer", held)
+                            if reader.is_whole and reason == "stop":
+                                reason = "tool_calls"
                         left = tuple(lp for lp in logprobs["answer"] if lp.text not in self._end_texts)
                         yield Finished(index, reason, event, left)
 
@@ -255,6 +284,20 @@ class Desk:
         facts.queue_time_s = done.queue_time_s
         if done.n_output_tokens:
             facts.time_to_first_token_s = done.time_to_first_token_s
+
+
+def _read(reader: CallReader, index: int, text: str, logprobs: list[TokenLogprob]) -> Iterator[Text | Call | Arguments]:
+    """What the next piece of an answer is: text, which takes the log-probabilities with it, or a call."""
+    had_name = reader.name is not None
+    shown = reader.feed(text)
+    if reader.name is not None:
+        if not had_name:
+            yield Call(index, f"call_{uuid.uuid4().hex[:24]}", reader.name)
+        if shown:
+            yield Arguments(index, shown)
+    elif shown:
+        yield Text(index, "answer", shown, tuple(logprobs))
+        logprobs.clear()
 
 
 async def _merged(streams: Sequence[AsyncGenerator[Event, None]]) -> AsyncGenerator[Event, None]:

@@ -20,11 +20,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from edge.errors import EdgeError
 from edge.serve.entry import CURRENT, Entry
 from edge.serve.problems import (
+    BodyTooLargeError,
     ForbiddenError,
     KeyRequiredError,
     MediaTypeError,
     RequestError,
-    TooLargeError,
     body_of,
     code_of,
     headers_of,
@@ -199,7 +199,7 @@ class Guard:
     async def _body(self, headers: "_Headers", receive: Receive, limit: int) -> bytes:
         length = headers.one(b"content-length")  # digits only, the connection saw to that
         if len(length) > 15 or int(length or 0) > limit:
-            raise TooLargeError(limit)
+            raise BodyTooLargeError(limit)
         body = bytearray()
         while True:
             message = await receive()
@@ -207,7 +207,7 @@ class Guard:
                 raise _GoneError
             body += message.get("body", b"")
             if len(body) > limit:
-                raise TooLargeError(limit)
+                raise BodyTooLargeError(limit)
             if not message.get("more_body", False):
                 return bytes(body)
 

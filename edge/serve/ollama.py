@@ -14,9 +14,10 @@ from pydantic import BaseModel
 
 from edge.engine.protocol import Constraint, Done, TokenLogprob
 from edge.errors import EdgeError, OutOfRangeError
+from edge.schema import closed
 from edge.serve.ask import Ask, effort
-from edge.serve.body import DOCUMENTED_STATUSES, StrictRoute
-from edge.serve.desk import Call, Desk, Event, Finished, Progress, Text
+from edge.serve.body import StrictRoute, documented
+from edge.serve.desk import Desk, Finished, Text, ToolCall, Whole
 from edge.serve.ollama_answers import (
     Cards,
     ChatAnswer,
@@ -43,10 +44,7 @@ def problem(error: EdgeError) -> dict[str, Any]:
 
 
 def _documented(answer: type[BaseModel], content: dict[str, Any] | None = None) -> dict[int | str, Any]:
-    found: dict[int | str, Any] = {
-        status: {"model": ProblemAnswer, "description": text} for status, text in DOCUMENTED_STATUSES.items()
-    }
-    return {**found, 200: {"model": answer, "description": "The whole reply", "content": content or {}}}
+    return documented(answer, content=content, problem=ProblemAnswer)
 
 
 def router(desk: Desk) -> APIRouter:
@@ -223,25 +221,7 @@ def _ask(
 def _constraint(body: Common) -> Constraint | None:
     if not body.format:
         return None
-    return Constraint("json") if body.format == "json" else Constraint("json_schema", json.dumps(_closed(body.format)))
-
-
-def _closed(schema: Any) -> Any:
-    """A schema whose objects hold what it names and no more, where it does not say: so Ollama reads schemas, and a
-    small model that may add names adds them for ever."""
-    if isinstance(schema, list):
-        return [_closed(part) for part in schema]
-    if not isinstance(schema, dict):
-        return schema
-    found: dict[str, Any] = {}
-    for word, value in schema.items():
-        if word in ("properties", "$defs", "definitions") and isinstance(value, dict):
-            found[word] = {name: _closed(part) for name, part in value.items()}
-        else:  # values are no schemas, and the parts of allOf add names to each other
-            found[word] = value if word in ("const", "enum", "default", "examples", "allOf") else _closed(value)
-    if isinstance(found.get("properties"), dict) and "allOf" not in found:
-        found.setdefault("additionalProperties", False)
-    return found
+    return Constraint("json") if body.format == "json" else Constraint("json_schema", json.dumps(closed(body.format)))
 
 
 def _messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -287,10 +267,10 @@ class _Form:
     def text(self, kind: str, text: str) -> dict[str, Any]:
         raise NotImplementedError
 
-    def call(self, call: Call) -> dict[str, Any]:
+    def call(self, call: ToolCall) -> dict[str, Any]:
         raise NotImplementedError
 
-    def whole(self, thought: str, answer: str, calls: Sequence[Call]) -> dict[str, Any]:
+    def whole(self, whole: Whole) -> dict[str, Any]:
         raise NotImplementedError
 
     def head(self) -> dict[str, Any]:
@@ -302,15 +282,15 @@ class _ChatForm(_Form):
         told = {"content": "", "thinking": text} if kind == "thought" else {"content": text}
         return {"message": {"role": "assistant", **told}}
 
-    def call(self, call: Call) -> dict[str, Any]:
-        return {"message": {"role": "assistant", "content": "", "tool_calls": [_told_call(call)]}}
+    def call(self, call: ToolCall) -> dict[str, Any]:
+        return {"message": {"role": "assistant", **_told_call(call)}}
 
-    def whole(self, thought: str, answer: str, calls: Sequence[Call]) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": answer}
-        if thought:
-            message["thinking"] = thought
-        if calls:
-            message["tool_calls"] = [_told_call(call) for call in calls]
+    def whole(self, whole: Whole) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": whole.answer}
+        if whole.thought:
+            message["thinking"] = whole.thought
+        for call in whole.calls:
+            message |= _told_call(call)
         return {"message": message}
 
 
@@ -318,12 +298,16 @@ class _GenerateForm(_Form):
     def text(self, kind: str, text: str) -> dict[str, Any]:
         return {"response": "", "thinking": text} if kind == "thought" else {"response": text}
 
-    def whole(self, thought: str, answer: str, calls: Sequence[Call]) -> dict[str, Any]:  # noqa: ARG002
-        return {"response": answer, **({"thinking": thought} if thought else {})}
+    def whole(self, whole: Whole) -> dict[str, Any]:
+        return {"response": whole.answer, **({"thinking": whole.thought} if whole.thought else {})}
 
 
-def _told_call(call: Call) -> dict[str, Any]:
-    return {"id": call.id, "function": {"index": 0, "name": call.name, "arguments": json.loads(call.arguments)}}
+def _told_call(call: ToolCall) -> dict[str, Any]:
+    """A message's fields for a call. Arguments are an object here: one that was cut is told as text."""
+    if call.parsed is None:
+        return {"content": call.text}
+    function = {"index": 0, "name": call.name, "arguments": call.parsed}
+    return {"content": "", "tool_calls": [{"id": call.id, "function": function}]}
 
 
 def _told_logprobs(logprobs: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
@@ -357,7 +341,7 @@ LOADED = Finished(0, "stop", Done("", "stop", 0, 0, 0, 0, 0.0, 0.0, 0.0))
 
 async def _reply(desk: Desk, ask: Ask | None, body: Common, form: _Form) -> Response:
     if ask is None:
-        return JSONResponse({**form.head(), **form.whole("", "", ()), **_end(LOADED), "done_reason": "load"})
+        return JSONResponse({**form.head(), **form.whole(Whole()), **_end(LOADED), "done_reason": "load"})
     headers = {"X-Request-Id": ask.id}
     if body.stream is not False:
         lines = _lines(desk, ask, form)
@@ -368,32 +352,29 @@ async def _reply(desk: Desk, ask: Ask | None, body: Common, form: _Form) -> Resp
         return response
     (whole,) = await desk.whole(ask)
     assert whole.finished is not None
-    answer = {**form.head(), **form.whole(whole.thought, whole.answer, whole.calls), **_end(whole.finished)}
+    answer = {**form.head(), **form.whole(whole), **_end(whole.finished)}
     if ask.n_logprobs is not None:
         answer["logprobs"] = _told_logprobs(whole.logprobs)
     return JSONResponse(answer, headers=headers)
 
 
 async def _lines(desk: Desk, ask: Ask, form: _Form) -> AsyncGenerator[bytes, None]:
+    whole = Whole()
     async with desk.open(ask) as events:
         async for event in events:
-            if (told := _told(event, form)) is None:
-                continue
-            if isinstance(event, Text | Finished) and event.logprobs:
-                told["logprobs"] = _told_logprobs(event.logprobs)
-            yield _line({**form.head(), **told})
-
-
-def _told(event: Event, form: _Form) -> dict[str, Any] | None:
-    match event:
-        case Text(_, kind, text):
-            return {**form.text(kind, text), "done": False}
-        case Call():
-            return {**form.call(event), "done": False}
-        case Finished():
-            return {**form.text("answer", ""), **_end(event)}
-        case Progress():
-            return None
+            whole.add(event)
+            match event:
+                case Text(_, kind, text):
+                    told = [{**form.text(kind, text), "done": False}]
+                case Finished():
+                    calls = [{**form.call(call), "done": False} for call in whole.calls]
+                    told = [*calls, {**form.text("answer", ""), **_end(event)}]
+                case _:  # how far the prompt is read; a call is told when it is whole
+                    continue
+            if event.logprobs:
+                told[-1]["logprobs"] = _told_logprobs(event.logprobs)
+            for line in told:
+                yield _line({**form.head(), **line})
 
 
 def _line(data: dict[str, Any]) -> bytes:

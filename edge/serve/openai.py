@@ -13,7 +13,7 @@ from edge.engine.protocol import Constraint, Done, TokenLogprob
 from edge.serve.answers import ChatAnswer, CompletionAnswer
 from edge.serve.ask import Ask, effort, response_format
 from edge.serve.body import StrictRoute, documented
-from edge.serve.desk import Call, Desk, Event, Finished, Progress, Text, Whole
+from edge.serve.desk import Arguments, Call, Desk, Event, Finished, Progress, Text, ToolCall, Whole
 from edge.serve.openai_fields import ChatBody, Common, CompletionBody, Message, ToolChoice
 from edge.serve.problems import RequestError, body_of
 from edge.serve.stream import sse, stream
@@ -240,8 +240,11 @@ class _ChatForm(_Form):
                 return [self._piece(index, {"reasoning_content": text})]
             case Text(index, _, text, logprobs):
                 return [self._piece(index, {"content": text}, logprobs)]
-            case Call(index):
-                return [self._piece(index, {"tool_calls": [{"index": 0, **_told_call(event)}]})]
+            case Call(index, call_id, name):
+                begun = _told_call(ToolCall(call_id, name))
+                return [self._piece(index, {"tool_calls": [{"index": 0, **begun}]})]
+            case Arguments(index, text):
+                return [self._piece(index, {"tool_calls": [{"index": 0, "function": {"arguments": text}}]})]
             case Finished(index, reason, _, logprobs):
                 return [self._piece(index, {}, logprobs, REASONS.get(reason, reason))]
         return []
@@ -290,7 +293,7 @@ class _CompletionForm(_Form):
         return {"index": index, "text": text, "logprobs": told, "finish_reason": reason}
 
 
-def _told_call(call: Call) -> dict[str, Any]:
+def _told_call(call: ToolCall) -> dict[str, Any]:
     return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
 
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge import errors
-from edge.errors import EdgeError
+from edge.errors import EdgeError, ProblemError
 
 RETRY_AFTER_S = 2  # the engine is back after its load time
 
@@ -33,15 +33,8 @@ class KeyRequiredError(EdgeError):
         return "this server wants a key; send the header Authorization: Bearer KEY"
 
 
-@dataclass(eq=False)
-class ForbiddenError(EdgeError):
+class ForbiddenError(ProblemError):
     """A Host or Origin that is not ours."""
-
-    problem: str
-    remedy: str
-
-    def __str__(self) -> str:
-        return f"{self.problem}; {self.remedy}"
 
 
 @dataclass(eq=False)
@@ -78,7 +71,7 @@ class TooSlowError(EdgeError):
 
 
 @dataclass(eq=False)
-class TooLargeError(EdgeError):
+class BodyTooLargeError(EdgeError):
     n_bytes_max: int
 
     def __str__(self) -> str:
@@ -125,7 +118,7 @@ TABLE: tuple[tuple[type[EdgeError], int, str], ...] = (
     (TooSlowError, 408, "request_timeout"),
     (errors.RevisionError, 409, "stale_revision"),
     (errors.ReplyRunningError, 409, "reply_running"),
-    (TooLargeError, 413, "request_too_large"),
+    (BodyTooLargeError, 413, "request_too_large"),
     (MediaTypeError, 415, "unsupported_media_type"),
     (errors.TemplateError, 422, "template_failed"),
     (errors.ConstraintDeadEndError, 422, "constraint_dead_end"),

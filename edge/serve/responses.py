@@ -15,7 +15,7 @@ from edge.engine.protocol import Constraint, Done, TokenLogprob
 from edge.errors import EdgeError
 from edge.serve.ask import Ask, effort, response_format
 from edge.serve.body import StrictRoute, documented
-from edge.serve.desk import Call, Desk, Event, Finished, Text
+from edge.serve.desk import Arguments, Call, Desk, Event, Finished, Text
 from edge.serve.problems import RequestError, code_of
 from edge.serve.responses_fields import (
     ChosenFunction,
@@ -43,10 +43,7 @@ class ResponseAnswer(BaseModel):
 def router(desk: Desk) -> APIRouter:
     routes = APIRouter(route_class=StrictRoute, tags=["OpenAI"])
 
-    told = documented(ResponseAnswer)
-    told[200]["content"] = {"text/event-stream": {}}
-
-    @routes.post("/v1/responses", responses=told)
+    @routes.post("/v1/responses", responses=documented(ResponseAnswer, content={"text/event-stream": {}}))
     async def responses(body: ResponsesBody, request: Request) -> Response:
         """Reply to a conversation. With `stream`, as events from `response.created` to `response.completed`."""
         ask = response_ask(body, desk, desk.client(request))
@@ -212,11 +209,11 @@ class _Reply:
                 self._output[-1]["content"][0]["text"] += text
                 self._output[-1]["content"][0]["logprobs"] += told
                 yield self._part("output_text.delta", delta=text, logprobs=told)
-            case Call(_, call_id, name, arguments):
+            case Call(_, call_id, name):
                 yield from self._opened("function_call", "fc", call_id=call_id, name=name, arguments="")
-                self._output[-1]["arguments"] = arguments
-                yield self._item("function_call_arguments.delta", delta=arguments)
-                yield self._item("function_call_arguments.done", arguments=arguments, name=name)
+            case Arguments(_, text):
+                self._output[-1]["arguments"] += text
+                yield self._item("function_call_arguments.delta", delta=text)
             case Finished(_, reason, done):
                 is_whole = reason != "length"
                 yield from self._closed("completed" if is_whole else "incomplete")
@@ -251,6 +248,8 @@ class _Reply:
             part = item["content"][0]
             yield self._part("output_text.done", text=part["text"], logprobs=part["logprobs"])
             yield self._part("content_part.done", part=dict(part))
+        elif status == "completed":
+            yield self._item("function_call_arguments.done", arguments=item["arguments"], name=item["name"])
         yield self._output_item("done")
 
     def _told(self, kind: str, **fields: Any) -> dict[str, Any]:

@@ -297,6 +297,23 @@ def test_a_constraint_applies_after_the_thought() -> None:
     assert done(events, "1").finish_reason == "stop"
 
 
+def test_a_constraint_binds_the_first_letter_of_a_model_that_does_not_think() -> None:
+    """The prompt opens no thought and the model none: what it says first was let through, then the constraint began."""
+    s = scheduler(FakeLlama(replies(("q", "twelve"))))
+    s.submit(request("1", "q", thinks=True, constraint=Constraint("choice", '["12"]')))
+    events = run(s)
+    assert text(events, "1") == "12"
+    assert done(events, "1").finish_reason == "stop"
+
+
+def test_a_model_that_opens_its_thought_itself_is_bound_behind_it() -> None:
+    s = scheduler(FakeLlama(replies(("q", "<think>\n7+5=12\n</think>\n\n12"))))
+    s.submit(request("1", "q", thinks=True, constraint=Constraint("choice", '["12"]')))
+    events = run(s)
+    assert text(events, "1", "thought") == "7+5=12"
+    assert text(events, "1") == "12"
+
+
 def test_a_bad_schema_fails_its_request_alone() -> None:
     s = scheduler(FakeLlama(replies(("a", "x"))))
     s.submit(request("1", "a", constraint=Constraint("json_schema", '{"not": {}}')))

@@ -131,7 +131,9 @@ def test_a_tool_is_used_with_valid_input_whole_and_streamed(client: anthropic.An
     assert use.name == "get_weather"
     assert isinstance(use.input["location"], str)
     with client.messages.stream(**fields) as stream:
+        pieces = [event.partial_json for event in stream if event.type == "input_json"]
         final = stream.get_final_message()
+    assert len(pieces) > 2, "as they are written"
     assert final.stop_reason == "tool_use"
     assert final.content[-1].type == "tool_use"
     assert final.content[-1].input == use.input

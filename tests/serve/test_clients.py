@@ -139,12 +139,15 @@ def test_openai_tools(client: openai.OpenAI) -> None:
         tool_choice="required",
         temperature=0,
     ) as stream:
-        for _ in stream:
-            pass
+        pieces = [e.arguments_delta for e in stream if e.type == "tool_calls.function.arguments.delta"]
         final = stream.get_final_completion().choices[0]
     assert final.finish_reason == "tool_calls"
     assert final.message.tool_calls
     assert final.message.tool_calls[0].function.name == "add"
+    assert len(pieces) > 2, "as they are written"
+    assert "".join(pieces) == final.message.tool_calls[0].function.arguments
+    parsed: Any = final.message.tool_calls[0].function.parsed_arguments
+    assert parsed["b"] in (1, 2)
 
 
 def test_openai_completions_models_and_errors(client: openai.OpenAI) -> None:

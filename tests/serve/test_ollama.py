@@ -9,8 +9,8 @@ import ollama
 import pytest
 from pydantic import BaseModel
 
-from edge.serve.desk import Call
-from edge.serve.ollama import _ChatForm, _closed
+from edge.serve.desk import ToolCall, Whole
+from edge.serve.ollama import _ChatForm
 from tests.serve.conftest import Server
 
 QUESTION = [{"role": "user", "content": "What is 347 + 85?"}]
@@ -127,8 +127,8 @@ def test_a_python_function_is_a_tool(client: ollama.Client, model: str) -> None:
 
 def test_a_call_is_told_with_its_arguments_as_an_object(server: Server) -> None:
     """The demo never calls a tool by itself; what a call looks like is asked of the writer."""
-    call = Call(0, "call_1", "get_weather", '{"location":"Oslo"}')
-    for told in (_ChatForm(server.url).call(call), _ChatForm(server.url).whole("", "", [call])):
+    call = ToolCall("call_1", "get_weather", '{"location":"Oslo"}')
+    for told in (_ChatForm(server.url).call(call), _ChatForm(server.url).whole(Whole(calls=[call]))):
         message = ollama.Message(**told["message"])
         assert message.tool_calls
         assert message.tool_calls[0].function.name == "get_weather"
@@ -147,20 +147,6 @@ def test_format_binds_the_answer_to_a_schema(client: ollama.Client, model: str) 
     assert json.loads(response.message.content).keys() == {"result"}
     text = client.chat(model=model, messages=QUESTION, format="json", options={**GREEDY, "num_predict": 200})
     assert text.done_reason == "length" or json.loads(text.message.content or "")
-
-
-def test_a_schema_is_closed_where_it_does_not_say() -> None:
-    inner = {"properties": {"properties": {"type": "string"}}}
-    open_ = {"properties": {"a": {}}, "additionalProperties": {"type": "string"}}
-    parts: Any = [{"properties": {"b": {}}}]
-    schema = {
-        "type": "object",
-        "properties": {"x": inner, "y": open_, "z": {"const": {"properties": {}}}, "w": {"allOf": parts}},
-    }
-    closed = _closed(schema)
-    assert closed["additionalProperties"] is False
-    assert closed["properties"]["x"] == {**inner, "additionalProperties": False}
-    assert {name: closed["properties"][name] for name in "yzw"} == {name: schema["properties"][name] for name in "yzw"}  # type: ignore[index]
 
 
 def test_generate_replies_to_a_prompt(client: ollama.Client, model: str) -> None:

@@ -104,9 +104,50 @@ def test_a_required_tool_is_called_with_valid_arguments(server: Server) -> None:
     assert arguments["city"] in ("Bern", "Oslo")
     assert 1 <= arguments["days"] <= 9
     events = server.stream(tools=[WEATHER], tool_choice="required")
-    streamed = [c["delta"]["tool_calls"] for e in events for c in e["choices"] if "tool_calls" in c["delta"]]
-    assert streamed[0][0]["function"] == call["function"]
+    first, *rest = told_calls(events)
+    assert first == {
+        "index": 0,
+        "id": first["id"],
+        "type": "function",
+        "function": {"name": "weather", "arguments": ""},
+    }
+    assert len(rest) > 2, "in pieces, as they are written"
+    assert {tuple(piece) for piece in rest} == {("index", "function")}
+    assert "".join(piece["function"]["arguments"] for piece in rest) == call["function"]["arguments"]
+    assert events[-1]["choices"][0]["finish_reason"] == "tool_calls"
     assert joined(events, "content") == ""
+
+
+def told_calls(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [call for event in events for c in event["choices"] for call in c["delta"].get("tool_calls", ())]
+
+
+def test_a_call_that_is_cut_comes_as_far_as_it_went(server: Server) -> None:
+    fields: Any = {"tools": [WEATHER], "tool_choice": "required", "thinking_budget_tokens": 0}
+    whole = server.chat(**fields).json()
+    n_tokens, (call,) = whole["usage"]["completion_tokens"], message(whole)["tool_calls"]
+    fields["max_tokens"] = n_tokens - 3
+    cut = server.chat(**fields).json()
+    assert cut["choices"][0]["finish_reason"] == "length"
+    arguments = message(cut)["tool_calls"][0]["function"]["arguments"]
+    assert arguments
+    assert call["function"]["arguments"].startswith(arguments)
+    assert "".join(piece["function"]["arguments"] for piece in told_calls(server.stream(**fields))) == arguments
+    fields["max_tokens"] = 2
+    headless = server.chat(**fields).json()
+    assert "tool_calls" not in message(headless), "before the call has a name it is text"
+    assert message(headless)["content"].startswith("{")
+    assert joined(server.stream(**fields), "content") == message(headless)["content"]
+
+
+def test_a_call_that_the_model_chose_is_streamed_too(server: Server) -> None:
+    """The demo would never call by itself: its first letter is chosen for it."""
+    (brace,) = server.post("/tokenize", {"content": "{"}).json()["tokens"]
+    fields: Any = {"tools": [WEATHER], "thinking_budget_tokens": 0, "logit_bias": {str(brace): 100}}
+    (call,) = message(server.chat(**fields).json())["tool_calls"]
+    first, *rest = told_calls(server.stream(**fields))
+    assert first["function"]["name"] == "weather"
+    assert "".join(piece["function"]["arguments"] for piece in rest) == call["function"]["arguments"]
 
 
 def test_a_conversation_goes_on_behind_a_tool(server: Server) -> None:

@@ -121,6 +121,7 @@ def test_a_function_is_called_with_valid_arguments(client: openai.OpenAI, choice
     events = list(client.responses.create(**fields, stream=True))
     deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
     (done,) = [event for event in events if event.type == "response.function_call_arguments.done"]
+    assert len(deltas) > 2, "as they are written"
     assert "".join(deltas) == done.arguments == call.arguments
     with client.responses.stream(**fields) as stream:
         final = stream.get_final_response().output[-1]

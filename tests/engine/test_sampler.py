@@ -1,10 +1,10 @@
-"""The door's samplers: what they leave unseen never changes the choice."""
+"""Samplers: what they leave unseen never changes the choice."""
 
 import numpy as np
 import pytest
 
 from edge.config import Sampling
-from edge.engine.llama import Sampler, largest
+from edge.engine.sampler import Sampler, largest
 
 N_VOCAB = 5000
 
