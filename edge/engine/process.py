@@ -18,6 +18,7 @@ from edge.config import EngineSettings
 
 PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 LINE_LIMIT_BYTES = 16 << 20
+READ_BYTES = 1 << 16
 STDERR_LINES = 20
 # Weights in pages of 2 MB where the kernel leaves the choice: reading them all for every token misses the TLB less.
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
@@ -56,7 +57,7 @@ class EngineProcess:
                 cwd=PACKAGE_ROOT,  # python -m looks for modules there first: never in the user's folder
                 start_new_session=True,  # Ctrl-C in the terminal is for the front alone
             )
-        reader, self._writer = await asyncio.open_connection(sock=ours, limit=LINE_LIMIT_BYTES)
+        reader, self._writer = await asyncio.open_connection(sock=ours)
         errors = asyncio.create_task(self._read_stderr(self._process))
         self.send(first)
         silence = await self._read(reader, on_line)
@@ -86,18 +87,22 @@ class EngineProcess:
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     async def _read(self, reader: asyncio.StreamReader, on_line: Callable[[bytes], None]) -> str | None:
-        """Hand over lines until the socket closes (None) or the engine falls silent (why)."""
+        """Hand over lines until the socket closes (None) or the engine falls silent or raves (why)."""
         timeout_s = self._settings.hang_timeout_s
-        while True:
-            try:
-                line = await asyncio.wait_for(reader.readline(), timeout_s)
+        rest = b""
+        while len(rest) <= LINE_LIMIT_BYTES:
+            try:  # many lines at a time: one step of the engine tells something of every stream
+                data = await asyncio.wait_for(reader.read(READ_BYTES), timeout_s)
             except asyncio.TimeoutError:
                 return f"it did not answer for {timeout_s:.0f} s"
             except ConnectionError:
                 return None
-            if not line.endswith(b"\n"):
+            if not data:
                 return None
-            on_line(line)
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                on_line(line)
+        return f"it sent a line of more than {LINE_LIMIT_BYTES >> 20} MiB"
 
     async def _read_stderr(self, process: asyncio.subprocess.Process) -> None:
         assert process.stderr is not None
