@@ -157,6 +157,20 @@ async def alone(engine: EngineClient, model: Path, n_tokens: int, ends: list[int
     return Run(sum(counts), time.perf_counter() - started_s)
 
 
+@contextlib.asynccontextmanager
+async def crowd(port: int, n: int) -> AsyncIterator[None]:
+    """n connections that have asked something, were answered, and stay."""
+    opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(n)]
+    try:
+        for _, writer in opened:
+            writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        await asyncio.gather(*(reader.readuntil(b"}") for reader, _ in opened))
+        yield
+    finally:
+        for _, writer in opened:
+            writer.close()
+
+
 async def measure_tokens(model: Path, n_tokens: int, n_rounds: int, n_threads: int) -> None:
     async with front(model, n_threads) as server:
         idle_mb = server.rss_mb
@@ -165,16 +179,11 @@ async def measure_tokens(model: Path, n_tokens: int, n_rounds: int, n_threads: i
         await server.streams(8)
         await alone(engine, model, 8, server.ends)
         served, bare, crowded = [], [], []
-        for _ in range(n_rounds):
+        for i in range(n_rounds):
             bare.append(await alone(engine, model, n_tokens, server.ends))
-            served.append(await server.streams(n_tokens))
-            crowd = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(N_IDLE)]
-            for _, writer in crowd:
-                writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            await asyncio.gather(*(reader.readuntil(b"}") for reader, _ in crowd))
-            crowded.append(await server.streams(n_tokens))
-            for _, writer in crowd:
-                writer.close()
+            for is_crowded in (False, True) if i % 2 else (True, False):
+                async with crowd(server.port, N_IDLE if is_crowded else 0):
+                    (crowded if is_crowded else served).append(await server.streams(n_tokens))
         await engine.close()
     per_token_ms = statistics.median(run.front_cpu_s / run.n_tokens * 1000 for run in served)
     left = statistics.median(a.tokens_per_s / b.tokens_per_s for a, b in zip(served, bare, strict=True))
