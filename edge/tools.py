@@ -76,7 +76,7 @@ class ToolSet:
         schemas = self._schemas()
         wanted = list(schemas.values()) if self.choice in ("auto", "required") else [schemas[self.choice]]
         calls = Calls(schema={"anyOf": wanted}, marks=marks, is_free=self.choice == "auto")
-        return Constraint("calls", json.dumps(calls))
+        return Constraint("tools", json.dumps(calls))
 
 
 def marks_in(template: str) -> tuple[str, str] | None:

@@ -8,7 +8,7 @@ import pytest
 from edge.engine.grammar import Grammars
 from edge.errors import ConstraintError
 from edge.tools import MARKS, CallReader, ToolSet, marks_in
-from tests.engine.test_grammar import accepts, accepts_tokens
+from tests.engine.test_grammar import GRAMMARS, accepts, accepts_tokens
 from tests.fakes import END, FakeLlama, replies
 
 WEATHER: dict[str, Any] = {
@@ -74,6 +74,16 @@ def test_a_model_may_mark_its_call_as_its_template_taught_it(choice: str) -> Non
         assert accepts(constraint, call) == is_allowed, "bare too"
     assert not accepts(constraint, "<tool_call> me"), "text does not look like a call"
     assert accepts(constraint, "It rains <b>hard</b>.") == (choice == "auto")
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_a_schema_that_cannot_be_honoured_is_named_without_our_grammar(choice: str) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "integers"}}}
+    constraint = ToolSet((tool,), choice).constraint()
+    assert constraint is not None
+    with pytest.raises(ConstraintError) as refused:
+        GRAMMARS.matcher(constraint)
+    assert str(refused.value) == "the tools constraint cannot be used: Invalid type: integers; simplify it"
 
 
 def test_with_none_the_answer_is_free() -> None:

@@ -5,6 +5,7 @@ llguidance does the work; a bad grammar is an error text there, where llama.cpp'
 """
 
 import json
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -67,7 +68,7 @@ class Grammars:
                 if not (isinstance(choices, list) and choices and all(isinstance(c, str) and c for c in choices)):
                     raise ConstraintError(constraint.kind, "it is not a list of texts")
                 return LLMatcher.grammar_from_lark("start: " + " | ".join(json.dumps(c) for c in choices))
-            case "calls":
+            case "tools":
                 return LLMatcher.grammar_from_lark(self._calls(_parsed(constraint)))
 
     def _calls(self, calls: Calls) -> str:
@@ -118,8 +119,9 @@ class Matcher:
 
 
 def _line(problem: str) -> str:
-    """What llguidance says, without the state that it prints below."""
-    return " ".join(problem.partition("<state>")[0].split())[:300]
+    """What llguidance says, without its state, our grammar that it prints below, and where in that a schema stood."""
+    said = re.split(r"<state>|\n\s*\d+ \| ", problem)[0].rpartition("failed to compile JSON schema: ")[2]
+    return " ".join(said.split())[:300]
 
 
 class _Tokens:

@@ -34,10 +34,8 @@ class Load:
 class Constraint:
     """What an answer must be. Applies after the thought."""
 
-    kind: Literal["json_schema", "json", "regex", "choice", "lark", "calls"]
-    value: str = (
-        ""  # the schema, list of choices or Calls as JSON text, the regex, the Lark grammar; nothing for "json"
-    )
+    kind: Literal["json_schema", "json", "regex", "choice", "lark", "tools"]
+    value: str = ""  # JSON text of the schema, the choices or Calls; the regex; the Lark grammar; nothing for "json"
 
 
 class Calls(TypedDict):
