@@ -18,7 +18,7 @@ from edge.errors import ContextOverflowError, ModelFileError
 from edge.messages import Message, Settings
 from edge.model.gguf import ModelInfo
 from edge.model.template import ChatTemplate
-from edge.tools import ToolSet
+from edge.tools import ToolSet, marks_in
 
 FULL_SHARE = (
     0.75  # of the context, for what is kept when turns have to go: the next turns then find their tokens cached
@@ -102,7 +102,7 @@ class Conversation:
             max_tokens=self.max_tokens,
             thinks=goes_on != "answer",
             max_thought_tokens=self.max_thought_tokens,
-            constraint=tools.constraint() if tools else self.constraint,
+            constraint=tools.constraint(marks_in(self.template.source)) if tools else self.constraint,
             inside_thought=goes_on == "thought",
             conversation=self.id,
         )

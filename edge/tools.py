@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from edge.config import JSON_WHITESPACE
-from edge.engine.protocol import Constraint
+from edge.engine.protocol import Calls, Constraint
 from edge.errors import ConstraintError
 from edge.schema import closed
 
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
-HEAD = re.compile(rf'\s*{{\s*"name"\s*:\s*"({NAME.pattern})"\s*,\s*"arguments"\s*:\s*(?={{)')  # of a call
+MARKS = ("<tool_call>", "</tool_call>")  # Hermes, Qwen
+HEAD = re.compile(
+    rf'\s*(?:{MARKS[0]}\s*)?{{\s*"name"\s*:\s*"({NAME.pattern})"\s*,\s*"arguments"\s*:\s*(?={{)'
+)  # of a call
 N_TOOLS_MAX = 64
 NOTHING: Mapping[str, Any] = {"type": "object", "properties": {}}  # the parameters of a function that has none
 
@@ -67,17 +69,20 @@ class ToolSet:
             'To call one, answer with nothing but {"name": its name, "arguments": {…}}.'
         )
 
-    def constraint(self) -> Constraint | None:
-        """What the answer must be; None if it is free."""
-        schemas = self._schemas()
+    def constraint(self, marks: tuple[str, str] | None = None) -> Constraint | None:
+        """What the answer must be; None if it is free. marks: as marks_in found them in the model's template."""
         if self.choice == "none":
             return None
-        if self.choice != "auto":
-            wanted = schemas.values() if self.choice == "required" else [schemas[self.choice]]
-            return Constraint("json_schema", json.dumps({"anyOf": list(wanted)}))
-        # either text that does not begin like a call, or a call
-        call = json.dumps({"anyOf": list(schemas.values()), "x-guidance": {"whitespace_pattern": JSON_WHITESPACE}})
-        return Constraint("lark", f"start: TEXT | call\nTEXT: /[^{{\\s](.|\\n)*/\ncall: %json {call}\n")
+        schemas = self._schemas()
+        wanted = list(schemas.values()) if self.choice in ("auto", "required") else [schemas[self.choice]]
+        calls = Calls(schema={"anyOf": wanted}, marks=marks, is_free=self.choice == "auto")
+        return Constraint("tools", json.dumps(calls))
+
+
+def marks_in(template: str) -> tuple[str, str] | None:
+    """What a chat template teaches its model to put around a call, where the call itself is JSON as it is here."""
+    is_known = "tools" in template and all(mark in template for mark in MARKS)
+    return MARKS if is_known and "<function=" not in template else None
 
 
 def _arguments(function: Mapping[str, Any]) -> dict[str, Any]:
@@ -88,10 +93,11 @@ def _arguments(function: Mapping[str, Any]) -> dict[str, Any]:
 class CallReader:
     """Tells a call from a text while an answer to a ToolSet's constraint is written, and where its arguments end.
 
-    The constraint lets nothing but a call begin with a brace.
+    The constraint lets nothing but a call begin with a brace, or where calls are marked, with the mark's first letter.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_marked: bool = False) -> None:
+        self._first = "{<" if is_marked else "{"
         self.name: str | None = None  # of the function, once it is known: from then on the answer is its arguments
         self.is_whole = False  # the arguments have come to their end
         self._held = ""  # what may still become the head of a call
@@ -106,7 +112,7 @@ class CallReader:
         if self.name is None:
             self._held += piece
             begun = self._held.lstrip()
-            self._is_text = begun != "" and not begun.startswith("{")
+            self._is_text = begun != "" and begun[0] not in self._first
             if self._is_text:
                 return self.finish()
             if (head := HEAD.match(self._held)) is None:

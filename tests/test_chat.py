@@ -191,3 +191,14 @@ def test_tools_reach_a_model_whose_template_has_no_place_for_them(demo_model: Pa
     arguments = "".join(reader.feed(e.text) for e in events if isinstance(e, Text) and e.kind == "answer")
     assert reader.name == "double", "a call even from a model that never saw one"
     assert isinstance(json.loads(arguments)["a"], int)
+
+
+def test_a_template_that_marks_calls_lets_its_model_mark_them() -> None:
+    source = "{% if tools %}<tool_call>{...}</tool_call>{% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"
+    tools = ToolSet(({"type": "function", "function": {"name": "clock"}},))
+    with ChatTemplate(source, bos="", eos="") as template:
+        request = Conversation(
+            template, tools=tools, messages=[{"role": "user", "content": "What time is it?"}]
+        ).request()
+    assert request.constraint is not None
+    assert json.loads(request.constraint.value)["marks"] == ["<tool_call>", "</tool_call>"]

@@ -1,13 +1,15 @@
 """Tools: what may be answered under each choice, how a call is read while it is written, what is refused."""
 
 import json
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
+from edge.engine.grammar import Grammars
 from edge.errors import ConstraintError
-from edge.tools import CallReader, ToolSet
-from tests.engine.test_grammar import accepts
+from edge.tools import MARKS, CallReader, ToolSet, marks_in
+from tests.engine.test_grammar import GRAMMARS, accepts, accepts_tokens
+from tests.fakes import END, FakeLlama, replies
 
 WEATHER: dict[str, Any] = {
     "type": "function",
@@ -43,6 +45,47 @@ def test_an_answer_is_what_the_choice_allows(choice: str, good: list[str], bad: 
     assert not any(accepts(constraint, text) for text in bad)
 
 
+class MarkedLlama(FakeLlama):
+    """Bytes, the end, and a control token for each mark of a call."""
+
+    SPELLED: ClassVar = dict(zip((257, 258), MARKS, strict=True))
+
+    def piece(self, token: int) -> bytes:
+        return self.SPELLED[token].encode() if token in self.SPELLED else super().piece(token)
+
+    def control_tokens(self) -> list[int]:
+        return [END, *self.SPELLED]
+
+    def tokenize(self, text: str, *, control: bool) -> list[int]:
+        found = [token for token, mark in self.SPELLED.items() if control and text == mark]
+        return found or super().tokenize(text, control=control)
+
+
+@pytest.mark.parametrize("choice", ["auto", "required", "weather"])
+def test_a_model_may_mark_its_call_as_its_template_taught_it(choice: str) -> None:
+    """With control tokens where its vocabulary has them, else in letters; and what is marked is bound like any call."""
+    constraint = ToolSet((WEATHER, CLOCK), choice).constraint(MARKS)
+    assert constraint is not None
+    with_tokens = Grammars(MarkedLlama(replies(), n_vocab=259))
+    for call, is_allowed in ((CALL, True), (WRONG, False)):
+        assert accepts(constraint, f"{MARKS[0]}\n{call}\n{MARKS[1]}") == is_allowed
+        tokens = [257, *f"\n{call}\n".encode(), 258]
+        assert accepts_tokens(with_tokens.matcher(constraint), tokens) == is_allowed
+        assert accepts(constraint, call) == is_allowed, "bare too"
+    assert not accepts(constraint, "<tool_call> me"), "text does not look like a call"
+    assert accepts(constraint, "It rains <b>hard</b>.") == (choice == "auto")
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_a_schema_that_cannot_be_honoured_is_named_without_our_grammar(choice: str) -> None:
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "integers"}}}
+    constraint = ToolSet((tool,), choice).constraint()
+    assert constraint is not None
+    with pytest.raises(ConstraintError) as refused:
+        GRAMMARS.matcher(constraint)
+    assert str(refused.value) == "the tools constraint cannot be used: Invalid type: integers; simplify it"
+
+
 def test_with_none_the_answer_is_free() -> None:
     assert ToolSet((WEATHER,), "none").constraint() is None
 
@@ -65,6 +108,27 @@ def test_a_call_is_read_while_it_is_written(arguments: str, size: int) -> None:
     ):
         reader, shown = read(answer, size)
         assert (reader.name, reader.is_whole, shown, reader.finish()) == ("clock", True, arguments, "")
+
+
+@pytest.mark.parametrize("size", [1, 5, 1000])
+def test_marks_around_a_call_are_not_shown(size: int) -> None:
+    reader = CallReader(is_marked=True)
+    answer = f"{MARKS[0]}\n{CLOCK_CALL}\n{MARKS[1]}"
+    shown = "".join(reader.feed(answer[i : i + size]) for i in range(0, len(answer), size))
+    assert (reader.name, reader.is_whole, shown, reader.finish()) == ("clock", True, "{}", "")
+
+
+@pytest.mark.parametrize(
+    ("template", "marks"),
+    [
+        ("{% if tools %}<tool_call>\n{...}\n</tool_call>{% endif %}", MARKS),
+        ("{% if tools %}<tool_call>\n<function=name>…</function>\n</tool_call>{% endif %}", None),
+        ("{% if tools %}[TOOL_CALLS]{% endif %}", None),
+        ("<tool_call></tool_call>", None),
+    ],
+)
+def test_marks_are_those_of_templates_whose_calls_are_json(template: str, marks: tuple[str, str] | None) -> None:
+    assert marks_in(template) == marks
 
 
 @pytest.mark.parametrize("size", [1, 3, 1000])

@@ -6,7 +6,7 @@ program, so it means a bug or a process that is going down, never a request that
 
 import json
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypedDict
 
 from edge import errors
 from edge.config import EngineSettings, Sampling
@@ -34,8 +34,16 @@ class Load:
 class Constraint:
     """What an answer must be. Applies after the thought."""
 
-    kind: Literal["json_schema", "json", "regex", "choice", "lark"]
-    value: str = ""  # the schema or list of choices as JSON text, the regex, the Lark grammar; nothing for "json"
+    kind: Literal["json_schema", "json", "regex", "choice", "lark", "tools"]
+    value: str = ""  # JSON text of the schema, the choices or Calls; the regex; the Lark grammar; nothing for "json"
+
+
+class Calls(TypedDict):
+    """The value of a constraint to tool calls."""
+
+    schema: dict[str, Any]  # of a call
+    marks: tuple[str, str] | None  # what may stand around it
+    is_free: bool  # any other text will do as well
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from edge.serve.ask import Ask, requests
 from edge.serve.entry import entry
 from edge.serve.metrics import Metrics
 from edge.serve.problems import ModelNotFoundError, NotFoundError, RequestError, StoppingError
-from edge.tools import CallReader
+from edge.tools import CallReader, marks_in
 
 MAX_CLIENT_CHARS = 64
 
@@ -238,7 +238,8 @@ class Desk:
     async def _one(self, index: int, request: Generate, *, calls_tools: bool) -> AsyncGenerator[Event, None]:
         """The events of one reply."""
         logprobs: dict[Kind, list[TokenLogprob]] = {"thought": [], "answer": []}
-        reader = CallReader() if calls_tools else None
+        is_marked = self.template is not None and marks_in(self.template.source) is not None
+        reader = CallReader(is_marked=is_marked) if calls_tools else None
         async with contextlib.aclosing(self.engine.generate(request)) as events:
             async for event in events:
                 match event:

@@ -1,6 +1,7 @@
 """Constraints against a byte vocabulary: what is allowed, what is refused by name, what happens at a dead end."""
 
 import json
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -18,18 +19,21 @@ def schema(**keys: object) -> Constraint:
 
 
 def allowed(matcher: Matcher) -> set[int]:
-    logits = np.zeros(END + 1, np.float32)
+    logits = np.zeros(matcher._n_vocab, np.float32)
     matcher.mask(logits)
     return set(np.flatnonzero(logits == 0).tolist())
 
 
 def accepts(constraint: Constraint, text: str) -> bool:
     """True if every byte of text may follow the one before, and the end may follow the last."""
-    matcher = GRAMMARS.matcher(constraint)
-    for byte in text.encode():
-        if matcher.is_complete or byte not in allowed(matcher):
+    return accepts_tokens(GRAMMARS.matcher(constraint), text.encode())
+
+
+def accepts_tokens(matcher: Matcher, tokens: Iterable[int]) -> bool:
+    for token in tokens:
+        if matcher.is_complete or token not in allowed(matcher):
             return False
-        matcher.accept(byte)
+        matcher.accept(token)
     return matcher.is_complete or END in allowed(matcher)
 
 
