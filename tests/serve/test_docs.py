@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def is_like(quoted: Any, real: Any) -> bool:
 
 def rows(page: str, first: str) -> list[list[str]]:
     """The cells of the table whose head begins with `first`."""
-    table = page[page.index(f"| {first} |") :].partition("\n\n")[0].splitlines()[2:]
+    table = page[page.index(f"| {first} |" if first else "| |") :].partition("\n\n")[0].splitlines()[2:]
     return [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
 
 
@@ -113,8 +114,8 @@ def test_for_the_network_a_key_is_made_shown_once_kept_and_wanted(tmp_path: Path
     """The command in the page's second block of it, and what the paragraph below it says."""
     command = [text.split() for _, text in blocks(SERVER) if text.startswith("edge ")][1]
     assert command[:3] == ["edge", "serve", "model.gguf"]
-    home = {"EDGE_CONFIG": "", "XDG_CONFIG_HOME": "", "HOME": str(tmp_path)}
-    with serving(tmp_path / "first", *command[3:], **home) as server:
+    start = partial(serving, EDGE_CONFIG="", XDG_CONFIG_HOME="", HOME=str(tmp_path))
+    with start(tmp_path / "first", *command[3:]) as server:
         file = tmp_path / ".config/edge/api-key"
         assert "`~/.config/edge/api-key` (mode 0600)" in SERVER
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -125,7 +126,7 @@ def test_for_the_network_a_key_is_made_shown_once_kept_and_wanted(tmp_path: Path
         assert "as `Authorization: Bearer\nKEY` or `X-Api-Key: KEY`" in SERVER
         for headers in ({"Authorization": f"Bearer {key}"}, {"X-Api-Key": key}):
             assert server.get("/v1/models", headers=headers).status_code == 200
-    with serving(tmp_path / "second", *command[3:], **home) as server:
+    with start(tmp_path / "second", *command[3:]) as server:
         assert key not in server.log
 
 
@@ -242,7 +243,7 @@ ASK: dict[str, Callable[[Server, dict[str, Any]], str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("client", "address", "routes"), rows(CLIENTS, "client"))
+@pytest.mark.parametrize(("client", "address", "routes"), rows(CLIENTS, "client"), ids=list(ASK))
 def test_a_client_set_up_as_the_table_says_is_answered(demo: Server, client: str, address: str, routes: str) -> None:
     (setting,) = re.findall(r'^`(\w+)="(http://[^"]+)"`$', address)
     name, url = setting
@@ -268,7 +269,7 @@ SHOWN: dict[str, Callable[[dict[str, Any]], object]] = {
 SHOWS: dict[str, dict[str, Any]] = {"messages": {"thinking": {"type": "adaptive"}}}  # it shows none unasked
 
 
-@pytest.mark.parametrize(("api", "shown", "off", "bounds"), rows(CLIENTS, ""))
+@pytest.mark.parametrize(("api", "shown", "off", "bounds"), rows(CLIENTS, ""), ids=list(BODIES))
 def test_the_thought_is_shown_turned_off_and_bounded_as_the_table_says(
     demo: Server, api: str, shown: str, off: str, bounds: str
 ) -> None:
