@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 SYSTEMD = Path("/lib/systemd/systemd")
 CGROUPS = Path("/sys/fs/cgroup")
 SPACE = "unshare --mount --pid --uts --ipc --cgroup --fork --kill-child --mount-proc --propagation private"
@@ -42,6 +44,7 @@ for name in {TARGETS}; do
 done
 grep -E ' {CGROUPS}(/[^ ]*)? cgroup2? ' /proc/mounts | while read -r _ place kind options _; do
   name=$(printf '%s' "$options" | tr , '\\n' | grep -vE '^(rw|ro|relatime|nosuid|nodev|noexec)$' | paste -sd ,)
+  [ "$kind" = cgroup ] || name=
   umount "$place" && mount -t "$kind" ${{name:+-o "$name"}} cgroup "$place"
 done
 export container=tests SYSTEMD_UNIT_PATH=/etc/systemd/system SYSTEMD_GENERATOR_PATH=/nonexistent
@@ -130,10 +133,10 @@ def _own_groups() -> list[Path]:
 def _child_that_answers(process: "subprocess.Popen[bytes]", log_file: Path) -> int:
     for _ in range(200):
         assert process.poll() is None, log_file.read_text()
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        if children:
-            found = Systemd(int(children[0]), log_file)
-            if found.run("systemctl", "show", "--property=Version").returncode == 0:
+        for child in psutil.Process(process.pid).children():
+            found = Systemd(child.pid, log_file)
+            # the folder tells that its /run is no longer this machine's, whose systemd would answer too
+            if found.run("sh", "-c", "test -d /run/layers && systemctl show --property=Version").returncode == 0:
                 return found.pid
         time.sleep(0.05)
     raise AssertionError(f"systemd does not answer: {log_file.read_text()}")

@@ -49,7 +49,7 @@ class Service:
     def as_it(self, *words: str) -> int:
         """The exit code of words, run in the service's own view of the files, as its user."""
         uid = self.inside(f"/proc/{self.main_pid}/status").partition("Uid:")[2].split()[0]
-        view = ("nsenter", "--target", str(self.main_pid), "--mount", "--setuid", uid, "--")
+        view = ("nsenter", "--target", str(self.main_pid), "--mount", "--setuid", uid, "--setgid", uid, "--")
         return self.systemd.run(*view, *words).returncode
 
     def engine_pid(self) -> int:
@@ -73,7 +73,9 @@ class Service:
 def service(systemd: Systemd, demo_model: Path) -> Iterator[Service]:
     folder = Path(tempfile.mkdtemp())  # hidden from the service, unless it is shown to it
     folder.chmod(0o755)
-    found = Service(systemd, Path(shutil.copy(demo_model, folder)))
+    model = Path(shutil.copy(demo_model, folder))
+    model.chmod(0o644)
+    found = Service(systemd, model)
     assert found.installed.returncode == 0, found.installed.stderr + systemd.log_file.read_text()
     eventually(lambda: found.state() == "ok", 30)
     yield found
@@ -108,7 +110,7 @@ def test_it_writes_its_own_folders_and_nothing_else(service: Service) -> None:
         assert service.as_it("touch", path) == 0, path
     for path in ("/etc/x", "/usr/x", f"{ROOT}/x", "/var/lib/x", "/root/x", "/x"):
         assert service.as_it("touch", path) != 0, path
-    assert not list(Path("/var/lib").glob("edge")), "nothing of it on this machine"
+    assert not Path("/var/lib/edge/x").exists(), "nothing of it is on this machine"
 
 
 def test_its_cores_and_its_memory_are_those_of_the_unit(service: Service) -> None:
@@ -119,7 +121,7 @@ def test_its_cores_and_its_memory_are_those_of_the_unit(service: Service) -> Non
     n_megabytes = int(line(unit, "MemoryMax").removesuffix("M"))
     assert int(service.systemd.show(NAME, "MemoryMax")) == n_megabytes << 20
     current = service.systemd.show(NAME, "MemoryCurrent")
-    if current.isdigit():  # this kernel counts memory
+    if current.isdigit() and int(current) < 1 << 60:  # this kernel counts memory
         assert int(current) < (n_megabytes << 20) / 2
     assert service.inside(f"/proc/{service.main_pid}/oom_score_adj").strip() == "300"
     assert service.inside(f"/proc/{service.engine_pid()}/oom_score_adj").strip() == "800"
@@ -152,7 +154,7 @@ def test_a_stop_is_clean_and_a_mistake_in_the_settings_is_not_tried_for_ever(ser
     assert service.systemd.run("systemctl", "stop", NAME).returncode == 0
     assert service.systemd.show(NAME, "Result") == "success"
     assert service.state() == "gone"
-    with_mistake = "mkdir -p /etc/edge && echo EDGE_SERVE_PORT=none > /etc/edge/service.env"
+    with_mistake = "mkdir -p /etc/edge && echo EDGE_SERVE_QUEUE=none > /etc/edge/service.env"
     service.systemd.run("sh", "-c", with_mistake)
     service.systemd.run("systemctl", "start", NAME)
     eventually(lambda: service.systemd.show(NAME, "ActiveState") == "failed", 20)

@@ -22,19 +22,25 @@ from edge.serve.ask import EFFORTS
 from edge.serve.cli import serve
 from edge.serve.metrics import STATES
 from edge.serve.problems import TABLE
-from tests.serve.conftest import QUESTION, Server, serving
+from tests.serve.conftest import QUESTION, Server, eventually, serving
 
 ROOT = Path(__file__).parents[2]
 SERVER = (ROOT / "docs/server.md").read_text(encoding="utf-8")
 CLIENTS = (ROOT / "docs/clients.md").read_text(encoding="utf-8")
 ADDRESS = f"{HOST}:{PORT}"  # of the pages
 ANSWER = "347 + 85 = 432"
+# fields that change nothing
+TAKEN: dict[str, Any] = {
+    "user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto", "safety_identifier": "x",
+    "prompt_cache_key": "y",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`edge serve`, as the page has it: the bundled demo."""
     with serving(tmp_path_factory.mktemp("demo")) as found:
+        eventually(lambda: found.get("/health").json() == {"status": "ok"}, 60)
         yield found
 
 
@@ -105,8 +111,7 @@ def test_the_python_of_the_page_prints_what_its_comment_says(demo: Server, tmp_p
     assert f"# {ANSWER}\n" in code
     assert ADDRESS in code
     (tmp_path / "example.py").write_text(code.replace(ADDRESS, f"{HOST}:{demo.port}"), encoding="utf-8")
-    command = [sys.executable, "-W", "error", str(tmp_path / "example.py")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, str(tmp_path / "example.py")], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == (f"{ANSWER}\n{ANSWER}", "")
 
 
@@ -177,9 +182,8 @@ def test_the_fields_of_the_page_are_in_the_document_with_what_it_says_of_them(de
     assert told == {name: n for name, n in EFFORTS.items() if n is not None}
     taken = re.search(r"only ((?:`\w+`(?:, | and )?)+) are taken", SERVER)
     assert taken
-    fields: dict[str, Any] = {"user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto"}
-    assert set(ticked(taken[1])) == set(fields)
-    plain, filled = demo.chat().json(), demo.chat(**fields).json()
+    assert set(ticked(taken[1])) == set(TAKEN)
+    plain, filled = demo.chat().json(), demo.chat(**TAKEN).json()
     assert plain["choices"] == filled["choices"]
 
 
@@ -212,7 +216,7 @@ def test_a_thought_can_be_ended_as_the_page_says(demo: Server) -> None:
     assert done.status_code in (200, 404), "404 where the reply was over before"
     if done.status_code == 200:
         assert done.json() == {"id": first["id"], "action": action}
-    assert rest[-2:][0] == "data: [DONE]" or "data: [DONE]" in rest
+    assert "data: [DONE]" in rest
 
 
 # ---- docs/clients.md
@@ -296,19 +300,17 @@ def test_the_thought_is_shown_turned_off_and_bounded_as_the_table_says(
 
 
 def test_what_the_page_calls_refused_is_refused_and_what_it_calls_taken_is_taken(demo: Server) -> None:
-    taken = {"user": "u", "metadata": {}, "store": False, "service_tier": "auto", "safety_identifier": "x",
-             "prompt_cache_key": "y"}  # fmt: skip
     (names,) = re.findall(r"and change nothing: ((?:`\w+`[,\s]*)+)\(OpenAI\)", CLIENTS)
-    assert set(ticked(names)) == set(taken)
+    assert set(ticked(names)) == set(TAKEN)
     for path in ("/v1/chat/completions", "/v1/responses"):
         fields = BODIES["responses" if "responses" in path else "chat completions"][1]
-        response = demo.post(path, {**fields, "model": "default", **taken})
+        response = demo.post(path, {**fields, "model": "default", **TAKEN})
         assert response.status_code == 200, response.text
     for name in ("previous_response_id", "conversation"):
         assert f"`{name}`" in CLIENTS
         response = demo.post("/v1/responses", {"input": "Hi", "model": "default", name: "resp_1"})
         assert response.status_code == 400, response.text
-        assert name in response.json()["error"]["message"]
+        assert name in response.text
     for name in ("num_thread", "num_gpu"):
         assert f"`{name}`" in CLIENTS
         body = {"model": "default", "messages": QUESTION, "options": {name: 1}}
