@@ -252,8 +252,7 @@ def test_words_for_the_server_reach_the_plan(desk: Desk, demo_model: Path) -> No
         assert found
         return int(found[1])
 
-    assert limit("--ctx", "16384") > limit()
-    assert limit("--", "--slots", "16") > limit("--", "--slots", "1")
+    assert limit("--ctx", "65536") == limit("--", "--ctx", "65536") > limit()
     refused = desk.edge("install", demo_model, "--user", "--dry-run", "--", "--frob")
     assert refused.returncode == 2
     assert "No such option" in refused.stderr
