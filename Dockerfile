@@ -5,6 +5,9 @@
 #
 # llama.cpp is compiled for the CPU that builds; for an image that travels see docs/service.md. Compiled wheels stay in
 # the builder's cache, so a change of Python code compiles nothing again.
+#
+# Debian keeps one version of a package: a pinned one is gone with the next security fix.
+# hadolint global ignore=DL3008
 
 ARG BASE=debian:12-slim
 

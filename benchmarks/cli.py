@@ -8,12 +8,12 @@ import click
 
 from benchmarks.options import PATH, numbers, rates
 from benchmarks.workload import PRESETS, Workload, preset
-from edge.board.options import FORCE
+from edge.board.options import FORCE, GPU_LAYERS, THREADS
 
 if TYPE_CHECKING:
     from benchmarks.endpoint import EngineEndpoint, UrlEndpoint
     from benchmarks.load import Mix
-    from benchmarks.record import Record
+    from benchmarks.record import Record, Settings
     from benchmarks.runner import Job
     from benchmarks.shapes import Layout
 
@@ -62,6 +62,7 @@ def bench() -> None:
 @click.option("--peer", type=click.Choice(["llama-bench"]), help="Measure this too, taking turns.")
 @click.option("--interleave", is_flag=True, help="Let the models take turns, repetition by repetition.")
 @click.option("--out", type=PATH, metavar="FILE", help="Add the records to FILE.  [in the cache folder]")
+@GPU_LAYERS
 @FORCE
 @click.option("--json", "as_json", is_flag=True, help="Print the records as one JSON document.")
 def run(models: tuple[Path, ...], as_json: bool, out: Path | None, **options: Any) -> None:
@@ -72,6 +73,7 @@ def run(models: tuple[Path, ...], as_json: bool, out: Path | None, **options: An
     edge bench *.gguf --out results.jsonl
     edge bench model.gguf -p 512 -n 128 -d 0,1024 --threads 2,4
     edge bench model.gguf --peer llama-bench
+    edge bench model.gguf --gpu-layers 0             without the GPU
     """
     import json
 
@@ -83,6 +85,7 @@ def run(models: tuple[Path, ...], as_json: bool, out: Path | None, **options: An
     if out is None:
         out = cache_dir() / "bench" / "records.jsonl"
         out.parent.mkdir(parents=True, exist_ok=True)
+    record.check_writable(out)
     records: list[Record] = []
 
     def keep(made: "Record") -> None:
@@ -124,14 +127,12 @@ def grouped(models: tuple[Path, ...], status: Any, **options: Any) -> "list[list
         paths = [demo_model()]
     groups = []
     for work in workloads(**options):
-        for path in paths:
-            refuse_what_does_not_fit(path, work, force=options["force"])
-        jobs = [Job(work, path) for path in paths]
-        if options["peer"]:
-            jobs += [Job(work, path, peer=options["peer"]) for path in paths if is_known_to_peer(work)]
+        jobs = [Job(work, path, settings=settings_for(path, work, **options)) for path in paths]
+        if options["peer"] and is_known_to_peer(work):
+            jobs += [replace(job, peer=options["peer"]) for job in jobs]
         view = replace(work, view="end-to-end")
         if options["urls"] and work.n_generated_tokens and not work.n_depth_tokens:
-            jobs = [Job(view, path) for path in paths]
+            jobs = [replace(job, workload=view) for job in jobs if not job.peer]
             jobs += [Job(view, url=url, model=options["served"], key=options["key"]) for url in options["urls"]]
         elif not paths:
             continue
@@ -140,12 +141,17 @@ def grouped(models: tuple[Path, ...], status: Any, **options: Any) -> "list[list
     return groups
 
 
-def refuse_what_does_not_fit(path: Path, work: Workload, *, force: bool) -> None:
-    """Raise NoMemoryError, with the numbers, before anything is loaded."""
-    from edge.board.plan import Wish, make_plan
-    from edge.model.gguf import read_model_info
+def settings_for(path: Path, work: Workload, *, gpu_layers: int | None, force: bool, **_: Any) -> "Settings":
+    """What the plan for this board chooses. Raises NoMemoryError, with the numbers, before anything is loaded."""
+    from dataclasses import fields
 
-    make_plan(read_model_info(path), Wish(work.n_ctx_tokens, work.n_streams, work.n_threads, 0, force))
+    from benchmarks.record import Settings
+    from benchmarks.runner import plan_of
+
+    plan = plan_of(path, work, gpu_layers, force=force)
+    for note in plan.notes:
+        click.echo(f"{path.name}, {work.name}: {note}", err=True)
+    return Settings(**{field.name: getattr(plan.settings, field.name) for field in fields(Settings)})
 
 
 def is_known_to_peer(work: Workload) -> bool:
@@ -335,7 +341,9 @@ def import_(files: tuple[Path, ...], out: Path) -> None:
 @click.option("--seconds", type=click.FloatRange(0.1, 3600), default=30.0, show_default=True, help="Of each level.")
 @click.option("-p", "--prompt", type=numbers(1, 1 << 20), default="32,256,1024", show_default=True, metavar="N,N…")
 @click.option("-n", "--gen", type=click.IntRange(1, 1 << 20), default=64, show_default=True, metavar="N")
-@click.option("--threads", type=click.IntRange(1, 512), metavar="N", help="[one per fast core]")
+@THREADS
+@GPU_LAYERS
+@FORCE
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def load(model: Path | None, url: str | None, as_json: bool, **options: Any) -> None:
     """Ask a MODEL's engine, or a server, many things at once: percentiles, the longest stall, where it is full.
@@ -380,7 +388,8 @@ def endpoint_for(
 ) -> "EngineEndpoint | UrlEndpoint":
     """What is asked: a server by its address, or the engine of a model file."""
     from benchmarks.endpoint import EngineEndpoint, UrlEndpoint
-    from edge.config import N_CTX_TOKENS, EngineSettings
+    from edge.board.plan import Wish, make_plan
+    from edge.config import N_CTX_TOKENS
     from edge.model.gguf import read_model_info
 
     if url is not None:
@@ -391,8 +400,7 @@ def endpoint_for(
         from edge.demo import demo_model
 
         model = demo_model()
-    read_model_info(model)  # refuses a bad file before an engine could die of it
     n_each = max(mix.n_prompt_tokens) + mix.n_generated_tokens + 64
     n_ctx = max(N_CTX_TOKENS, n_slots * n_each)
-    settings = EngineSettings(str(model), n_ctx, n_slots=n_slots, n_queue=4096, n_threads=options["threads"])
-    return EngineEndpoint(settings)
+    wish = Wish(n_ctx, n_slots, options["threads"], options["gpu_layers"], options["force"])
+    return EngineEndpoint(replace(make_plan(read_model_info(model), wish).settings, n_queue=4096))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.record import Record
+from benchmarks.record import USUAL, Record
 from benchmarks.stats import Ratio, ratio
 
 FIELDS: dict[str, Callable[[Record], object]] = {
@@ -18,6 +18,7 @@ FIELDS: dict[str, Callable[[Record], object]] = {
     "streams": lambda r: r.workload.n_streams,
     "duration": lambda r: r.workload.duration_s,
     "ubatch": lambda r: r.workload.n_ubatch_tokens,
+    "settings": lambda r: r.settings or USUAL,
     "threads": lambda r: r.n_threads,
     "model": lambda r: r.model.sha256 or r.model.name,
     "board": lambda r: (r.board.name, r.board.ram_bytes, len(r.board.cores)),

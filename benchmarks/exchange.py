@@ -11,9 +11,11 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any
 
-from benchmarks.record import Board, Model, Program, Reason, Record, RecordError, Sample
+from benchmarks.record import USUAL, Board, Model, Program, Reason, Record, RecordError, Sample
 from benchmarks.workload import Workload
+from edge.config import LoadMode
 
+LOAD_MODES: dict[LoadMode, str] = {"read": "none", "map": "mmap"}  # our words and llama-bench's
 # name, SQL type, default
 _LLAMA_BENCH: tuple[tuple[str, str, Any], ...] = (
     ("build_commit", "TEXT", "unknown"), ("build_number", "INTEGER", 0), ("cpu_info", "TEXT", ""),
@@ -56,7 +58,7 @@ def _quoted(value: Any) -> str:
 
 def _row(record: Record) -> dict[str, Any]:
     times = [sample.elapsed_ns for sample in record.samples]
-    rates = record.rates
+    rates, has = record.rates, record.settings or USUAL
     known = {
         "build_commit": record.program.library or "unknown",
         "cpu_info": record.board.name,
@@ -66,6 +68,10 @@ def _row(record: Record) -> dict[str, Any]:
         "model_n_params": record.model.n_params or 0,
         "n_ubatch": record.workload.n_ubatch_tokens,
         "n_threads": record.n_threads or 0,
+        "n_gpu_layers": has.n_gpu_layers,
+        "type_k": has.kv_type,
+        "type_v": has.kv_type,
+        "load_mode": LOAD_MODES[has.load_mode],
         "n_prompt": record.workload.n_prompt_tokens,
         "n_gen": record.workload.n_generated_tokens,
         "n_depth": record.workload.n_depth_tokens,

@@ -11,18 +11,16 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 
-import psutil
-
 from benchmarks import bandwidth, fingerprint, runner, verdict
 from benchmarks.conditions import Tally, Watch
 from benchmarks.record import Board, Gate, Record, Sample
 from benchmarks.runner import Job, Runner
+from edge.board.plan import this_board
 from edge.board.topology import compute_cpus
 from edge.config import cache_dir
 from edge.errors import EngineError
 
 WARM_SHARE = 0.01
-MEMORY_FACTOR = 1.4  # of the file's size: weights repacked, KV cache, buffers
 
 Report = Callable[[str], None]
 Keep = Callable[[Record], None]
@@ -130,6 +128,7 @@ def _record(one: _Run, board: Board, started_at: str) -> Record:
         program=one.runner.program(),
         board=board,
         n_threads=one.runner.ready.n_threads,
+        settings=None if one.job.url is not None else one.job.settings,
         started_at=started_at,
         samples=tuple(one.samples),
         warmups=tuple(one.warmups),
@@ -197,9 +196,14 @@ def _check_room(jobs: Sequence[Job]) -> None:
     """Raise if the models of a group do not fit into memory together."""
     if len(jobs) < 2:
         return
-    n_needed = sum(MEMORY_FACTOR * job.path.stat().st_size for job in jobs if job.path and job.path.exists())
-    n_free = psutil.virtual_memory().available
-    if n_needed > n_free:
+    board = this_board()
+    plans = [
+        runner.plan_of(job.path, job.workload, job.settings.n_gpu_layers, force=True, board=board)
+        for job in jobs
+        if job.path is not None
+    ]
+    n_needed, n_free = sum(plan.footprint.total for plan in plans), board.usable_bytes
+    if n_free is not None and n_needed > n_free:
         raise EngineError(
             f"taking turns needs {n_needed / 1e9:.1f} GB of memory, {n_free / 1e9:.1f} GB are free",
             "measure them one after the other: leave out --interleave",

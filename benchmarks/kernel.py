@@ -9,12 +9,14 @@ import random
 import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
-from benchmarks.record import Gate, Loads, Memory, Sample
+from benchmarks.record import Gate, Loads, Memory, Sample, Settings
 from benchmarks.workload import Workload
+from edge.board.footprint import KV_TYPE_BYTES
 from edge.board.topology import pin
 from edge.engine.library import system_info
 from edge.engine.llama import Llama, Loading
@@ -28,13 +30,13 @@ COLD_SHARE = 0.9  # of the file must come from the disk for a load to be called 
 class Kernel:
     """One loaded model and one workload."""
 
-    def __init__(self, path: Path, workload: Workload) -> None:
+    def __init__(self, path: Path, workload: Workload, settings: Settings) -> None:
         """Load the model. Raises EdgeError."""
-        self.workload = workload
+        self.workload, self._settings = workload, settings
         self.info = read_model_info(path)
         self.n_threads = pin(workload.n_threads, self.info.n_bytes)
         began_s = time.perf_counter()
-        self._llama = Llama(path, _loading(workload, self.n_threads))
+        self._llama = Llama(path, _loading(workload, settings, self.n_threads))
         self.load_s = time.perf_counter() - began_s
         self._batch = self._llama.new_batch()
         self._draw = random.Random(workload.seed)
@@ -82,7 +84,8 @@ class Kernel:
         return Gate(tuple(choices), n_agree, N_GATE_PROMPTS)
 
     def memory(self) -> Memory:
-        return process_memory(self.info.kv_bytes_per_token * self._llama.n_ctx_tokens)
+        kv_share = KV_TYPE_BYTES[self._settings.kv_type] / KV_TYPE_BYTES["f16"]
+        return process_memory(round(kv_share * self.info.kv_bytes_per_token * self._llama.n_ctx_tokens))
 
     def close(self) -> None:
         self._llama.close()
@@ -130,8 +133,8 @@ class Kernel:
 class Loader:
     """The load alone: once with the file out of the page cache, then as often as asked."""
 
-    def __init__(self, path: Path, workload: Workload) -> None:
-        self.path, self.workload = path, workload
+    def __init__(self, path: Path, workload: Workload, settings: Settings) -> None:
+        self.path, self.workload, self._settings = path, workload, settings
         self.info = read_model_info(path)
         self.n_threads = pin(workload.n_threads, self.info.n_bytes)
         _drop_from_page_cache(path)
@@ -159,7 +162,7 @@ class Loader:
 
     def _load(self) -> float:
         began_s = time.perf_counter()
-        llama = Llama(self.path, _loading(self.workload, self.n_threads))
+        llama = Llama(self.path, _loading(self.workload, self._settings, self.n_threads))
         elapsed_s = time.perf_counter() - began_s
         llama.close()
         return elapsed_s
@@ -173,9 +176,10 @@ def process_memory(kv_bytes: int | None) -> Memory:
     return Memory(peak, info.rss - shared, shared, kv_bytes)
 
 
-def _loading(workload: Workload, n_threads: int) -> Loading:
-    n_ctx = workload.n_ctx_tokens
-    return Loading(n_ctx, min(workload.n_ubatch_tokens, n_ctx), workload.n_streams, workload.n_streams, n_threads)
+def _loading(workload: Workload, settings: Settings, n_threads: int) -> Loading:
+    n_ctx, n_streams = workload.n_ctx_tokens, workload.n_streams
+    base = Loading(n_ctx, min(workload.n_ubatch_tokens, n_ctx), n_streams, n_streams, n_threads)
+    return replace(base, **vars(settings))
 
 
 def _drop_from_page_cache(path: Path) -> None:

@@ -12,17 +12,16 @@ import json
 import os
 import sys
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-import psutil
-
 from benchmarks.endpoint import EngineEndpoint, Reply, UrlEndpoint, words, words_per_token
 from benchmarks.kernel import Kernel, Loader
-from benchmarks.record import Gate, Loads, Memory, Sample
+from benchmarks.record import USUAL, Gate, Loads, Memory, Sample, Settings
 from benchmarks.schema import from_json, to_json
 from benchmarks.workload import Workload
+from edge.board.memory import process_memory
 from edge.config import N_CTX_TOKENS, EngineSettings
 from edge.errors import EdgeError
 
@@ -39,6 +38,7 @@ class Order:
     url: str | None = None
     model: str | None = None
     key: str | None = None
+    settings: Settings = USUAL
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Instrument(Protocol):
 class KernelInstrument:
     def __init__(self, order: Order) -> None:
         assert order.path is not None
-        self._kernel = Kernel(Path(order.path), order.workload)
+        self._kernel = Kernel(Path(order.path), order.workload, order.settings)
         self.repeat, self.gate = self._kernel.repeat, self._kernel.gate
 
     def ready(self) -> Ready:
@@ -88,7 +88,7 @@ class KernelInstrument:
 class LoadInstrument:
     def __init__(self, order: Order) -> None:
         assert order.path is not None
-        self._loader = Loader(Path(order.path), order.workload)
+        self._loader = Loader(Path(order.path), order.workload, order.settings)
         self.repeat = self._loader.repeat
 
     def ready(self) -> Ready:
@@ -113,7 +113,7 @@ class ClientInstrument:
             assert order.path is not None
             n_ctx = max(N_CTX_TOKENS, work.n_ctx_tokens + 64 * work.n_streams)
             settings = EngineSettings(order.path, n_ctx, n_slots=work.n_streams, n_threads=work.n_threads)
-            self._endpoint = EngineEndpoint(settings)
+            self._endpoint = EngineEndpoint(replace(settings, **vars(order.settings)))
         self._run(self._endpoint.start())
         self._words_per_token = self._run(words_per_token(self._endpoint))
         self._n_asked = 0
@@ -164,13 +164,9 @@ class ClientInstrument:
 
 
 def _memory_of(pid: int) -> Memory | None:
-    """Of another process; peak from the kernel's own mark, where it keeps one."""
-    info = psutil.Process(pid).memory_info()
-    peak = info.rss
-    if (status := Path(f"/proc/{pid}/status")).exists():
-        peak = next(int(line.split()[1]) * 1024 for line in status.read_text().splitlines() if line[:6] == "VmHWM:")
-    shared = getattr(info, "shared", 0)
-    return Memory(peak, info.rss - shared, shared)
+    """Of another process."""
+    found = process_memory(pid)
+    return None if found is None else Memory(found.peak_bytes, found.anonymous_bytes, found.file_bytes)
 
 
 def instrument(order: Order) -> Instrument:

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from benchmarks.schema import ShapeError, from_json, json_schema, to_json
 from benchmarks.stats import Summary, percentile, summarize
 from benchmarks.workload import Workload
+from edge.config import KvType, LoadMode
 from edge.errors import FileError
 
 SCHEMA = 2
@@ -50,6 +51,19 @@ class Program:
     version: str | None = None
     library: str | None = None  # llama.cpp's binding and its version
     features: str | None = None  # what the library says it was built with: CPU features and back ends
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the model was run, as the plan for the board chose it; the defaults are those of a CPU with room."""
+
+    load_mode: LoadMode = "read"
+    kv_type: KvType = "f16"
+    flash_attention: bool | None = None  # None: where the library has it for this model
+    n_gpu_layers: int = 0
+
+
+USUAL = Settings()
 
 
 @dataclass(frozen=True)
@@ -172,6 +186,7 @@ class Record:
     loads: Loads | None = None
     gate: Gate | None = None
     reasons: tuple[Reason, ...] = ()
+    settings: Settings | None = None  # None: nobody told, such as a server
 
     @property
     def is_valid(self) -> bool:
@@ -234,6 +249,18 @@ class Record:
         if self.tokens_per_s:
             body["summary"] = {"tokens_per_s": to_json(self.tokens_per_s)}
         return json.dumps(body, ensure_ascii=False)
+
+
+def check_writable(path: Path) -> None:
+    """Raise RecordError where no record could be added. Leaves nothing behind."""
+    is_new = not path.exists()
+    try:
+        with path.open("a", encoding="utf-8"):
+            pass
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        raise RecordError(path, f"cannot be written ({error.strerror})", "choose another file with --out") from error
 
 
 def append(path: Path, record: Record) -> None:

@@ -31,6 +31,7 @@ def columns(records: Sequence[Record], *, wide: bool = True) -> list[Column]:
         Column("program", lambda r: r.program.name, is_number=False),
         Column("workload", lambda r: r.workload.name, is_number=False),
         Column("threads", lambda r: str(r.n_threads or "")),
+        Column("GPU layers", lambda r: str(r.settings.n_gpu_layers or "") if r.settings else ""),
         Column("tokens/s", lambda r: rate(r.tokens_per_s)),
         Column("first token", lambda r: seconds(r.first_token_s)),
         Column("ms/token", _latency),

@@ -11,10 +11,12 @@ from threading import Thread
 from typing import Literal, Protocol
 
 from benchmarks import fingerprint, peers
+from benchmarks.exchange import LOAD_MODES
 from benchmarks.measure import Ended, Order, Ready
-from benchmarks.record import Gate, Model, Program, Sample
+from benchmarks.record import USUAL, Gate, Model, Program, Sample, Settings
 from benchmarks.schema import from_json, to_json
 from benchmarks.workload import Workload
+from edge.board.plan import Board, Plan, Wish, make_plan
 from edge.board.topology import allowed_cpus, compute_cpus, n_compute_threads
 from edge.errors import EngineError
 from edge.model.gguf import ModelInfo, read_model_info
@@ -33,11 +35,18 @@ class Job:
     model: str | None = None  # a server's name for it
     key: str | None = None
     peer: Literal["llama-bench"] | None = None
+    settings: Settings = USUAL
 
     @property
     def name(self) -> str:
         where = self.path.stem if self.path else self.url or ""
         return f"{where} {self.workload.name}" + (f" ({self.peer})" if self.peer else "")
+
+
+def plan_of(path: Path, work: Workload, n_gpu_layers: int | None, *, force: bool, board: Board | None = None) -> Plan:
+    """How a workload is run here and what it takes. n_gpu_layers: None for as many as fit. Raises NoMemoryError."""
+    wish = Wish(work.n_ctx_tokens, work.n_streams, work.n_threads, n_gpu_layers, force)
+    return make_plan(read_model_info(path), wish, board, use_tuned=False)
 
 
 class Runner(Protocol):
@@ -95,7 +104,7 @@ class Child:
         self._listener.start()
         path = str(job.path.absolute()) if job.path else None
         try:
-            order = Order(job.workload, path, job.url, job.model, job.key)
+            order = Order(job.workload, path, job.url, job.model, job.key, job.settings)
             self.ready: Ready = from_json(Ready, self._ask(json.dumps(to_json(order))), "ready")
         except BaseException:
             self.close()
@@ -224,20 +233,22 @@ class LlamaBench:
         n_threads = work.n_threads or n_compute_threads(len(cpus), job.path.stat().st_size)
         self.ready = Ready(n_threads, ())
         sizes = (work.n_prompt_tokens, work.n_generated_tokens)
-        self._options = ["-p", str(sizes[0]), "-n", str(sizes[1])]
+        self.options = ["-p", str(sizes[0]), "-n", str(sizes[1])]
         if all(sizes):
-            self._options = ["-p", "0", "-n", "0", "-pg", f"{sizes[0]},{sizes[1]}"]
-        self._options += ["-d", str(work.n_depth_tokens), "-t", str(n_threads), "-ub", str(work.n_ubatch_tokens)]
-        self._options += ["-lm", "none"]  # as ours: weights are read, not mapped
+            self.options = ["-p", "0", "-n", "0", "-pg", f"{sizes[0]},{sizes[1]}"]
+        self.options += ["-d", str(work.n_depth_tokens), "-t", str(n_threads), "-ub", str(work.n_ubatch_tokens)]
+        has = job.settings
+        self.options += ["-lm", LOAD_MODES[has.load_mode], "-ngl", str(has.n_gpu_layers)]
+        self.options += ["-ctk", has.kv_type, "-ctv", has.kv_type]
         if n_threads <= len(cpus) < len(allowed_cpus()):
-            self._options += ["-C", hex(sum(1 << cpu for cpu in cpus))]
+            self.options += ["-C", hex(sum(1 << cpu for cpu in cpus))]
         self._row: dict[str, object] = {}
 
     def prepare(self) -> None:
         """It warms up by itself."""
 
     def repeat(self) -> Sample:
-        self._row = peers.bench(self.path, *self._options)
+        self._row = peers.bench(self.path, *self.options)
         samples = self._row["samples_ns"]
         assert isinstance(samples, list)
         return Sample(int(samples[0]))

@@ -67,17 +67,18 @@ class HubError(EdgeError):
 
 @dataclass(eq=False)
 class TooLargeError(EdgeError):
-    """A model that needs more memory than the machine has."""
+    """A model that needs more memory than the machine has. nearest: what would fit, in words."""
 
     name: str
     n_bytes_needed: int
     n_bytes_there: int
+    nearest: str = "choose a smaller type or model"
 
     def __str__(self) -> str:
         need, there = self.n_bytes_needed / 1e9, self.n_bytes_there / 1e9
         return (
-            f"{self.name} needs about {need:.1f} GB of memory, this machine has {there:.1f} GB; "
-            f"choose a smaller type or model, or add --force to fetch it all the same"
+            f"{self.name} needs about {need:.1f} GB of memory, this machine has {there:.1f} GB for it; "
+            f"{self.nearest}; add --force to fetch it all the same"
         )
 
 

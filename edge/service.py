@@ -8,17 +8,24 @@ import os
 import pwd
 import secrets
 import shutil
+import socket
 import stat
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import click
 
-from edge.config import HOST, N_CTX_TOKENS, PORT, cache_dir
+from edge.board.options import CTX, FORCE
+from edge.config import HOST, PORT, EngineSettings, cache_dir
 from edge.errors import OutputError, ServiceError
-from edge.unit import MARK, NAME, Scope, Unit, memory_max, service_cpus
+from edge.unit import MARK, NAME, Scope, Unit, memory_max, service_board, service_cpus
+
+if TYPE_CHECKING:
+    from edge.board.plan import Plan, Wish
+    from edge.model.gguf import ModelInfo
 
 PROJECT = Path(__file__).resolve().parents[1]
 KEY_BYTES = 32
@@ -77,15 +84,14 @@ def service() -> None:
 @of_user
 @click.option("--host", default=HOST, show_default=True, help="Address to listen on; 0.0.0.0 is the whole network.")
 @click.option("--port", default=PORT, show_default=True, type=click.IntRange(1, 65535))
-@click.option(
-    "--ctx", type=click.IntRange(64, 1 << 20), metavar="N", default=N_CTX_TOKENS, show_default=True,
-    help="Tokens the context holds.",
-)  # fmt: skip
+@CTX
+@FORCE
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--dry-run", is_flag=True, help="Show the unit, write nothing.")
+@click.pass_context
 def install(
-    model: str | None, serve_options: tuple[str, ...], *, of_user: bool, host: str, port: int, ctx: int,
-    yes: bool, dry_run: bool,
+    context: click.Context, model: str | None, serve_options: tuple[str, ...], *, of_user: bool, host: str, port: int,
+    ctx: int | None, force: bool, yes: bool, dry_run: bool,
 ) -> None:  # fmt: skip
     """Write the unit, show it, and start it when you say yes. No MODEL means the bundled demo.
 
@@ -93,13 +99,24 @@ def install(
     edge service install model.gguf --host 0.0.0.0       a key is made, and shown once
     edge service install model.gguf -- --json-log        what follows -- goes to edge serve
     """
+    from edge.model.gguf import read_model_info
+    from edge.model.pull import local
+
     if model is not None and model.startswith("-"):
         serve_options, model = (model, *serve_options), None
     scope: Scope = "user" if of_user else "system"
     place = Place.of(scope)
-    options = ("--host", host, "--port", str(port), "--ctx", str(ctx), *serve_options)
-    unit = make_unit(place, Path(model) if model else None, ctx, options, is_local=is_loopback(host))
+    asked = [*(["--ctx", str(ctx)] if ctx else []), *(["--force"] if force else [])]
+    options = ("--host", host, "--port", str(port), *asked, *serve_options)
+    check_address(host, port)
+    info = read_model_info(local(model).absolute()) if model else None
+    plan = make_service_plan(info, wish_of(context, (*([model] if model else []), *options)))
+    unit = make_unit(place, info, plan, options, is_local=is_loopback(host))
     click.echo(str(unit), nl=False)
+    for note in plan.notes:
+        click.echo(f"Note: {note}", err=True)
+    for path in unit.temporary:
+        click.echo(f"Note: {path} may be gone after the next boot; move it to a folder that lasts", err=True)
     click.echo(f"\nThis goes to {place.unit_file}", err=True)
     if not limits_memory():
         click.echo(NO_MEMORY_LIMIT, err=True)
@@ -164,13 +181,32 @@ def uninstall(of_user: bool) -> None:
 # ---- what the unit needs to know
 
 
-def make_unit(place: Place, model: Path | None, n_ctx_tokens: int, options: tuple[str, ...], *, is_local: bool) -> Unit:
-    """The unit for this machine, this environment and this model. Raises where nobody could run it."""
-    import psutil
+def wish_of(context: click.Context, words: tuple[str, ...]) -> Wish:
+    """What the unit's words ask of the plan, as `edge serve` reads them; it refuses those that it does not know."""
+    from edge.board.plan import Wish
 
+    group = cast("click.Group", context.find_root().command)
+    serve = group.get_command(context, "serve")
+    assert serve is not None
+    given = serve.make_context("edge serve", list(words)).params
+    return Wish(given["ctx"], given["slots"], given["threads"], given["gpu_layers"], given["force"])
+
+
+def make_service_plan(info: ModelInfo | None, wish: Wish) -> Plan:
+    """How the service will run its model, on this machine as it is at boot. None: the demo. Raises NoMemoryError.
+
+    What `edge tune` found is left out: the service has a cache folder of its own.
+    """
+    from edge.board.plan import make_plan, this_board
+    from edge.demo import demo_model
     from edge.model.gguf import read_model_info
 
-    info = read_model_info(model.absolute()) if model else None
+    info = info or read_model_info(demo_model())
+    return make_plan(info, wish, service_board(this_board()), EngineSettings.n_slots, use_tuned=False)
+
+
+def make_unit(place: Place, info: ModelInfo | None, plan: Plan, options: tuple[str, ...], *, is_local: bool) -> Unit:
+    """The unit for this machine, this environment and this plan. Raises where nobody could run it."""
     program = Path(sys.executable).parent / "edge"
     start = [str(program)] if program.exists() else [sys.executable, "-m", "edge.cli"]
     command = (*start, "serve", *([str(info.path)] if info else []), *options)
@@ -185,10 +221,10 @@ def make_unit(place: Place, model: Path | None, n_ctx_tokens: int, options: tupl
         environment_file=place.environment_file,
         reads=reads,
         writes=() if place.scope == "system" else own_folders(),
-        cpus=service_cpus(),
-        n_memory_bytes_max=memory_max(info, n_ctx_tokens, psutil.virtual_memory().total),
+        cpus=service_cpus(plan),
+        n_memory_bytes_max=memory_max(plan),
         is_local=is_local,
-        has_gpu=Path("/dev/nvidiactl").exists(),
+        has_gpu=any(device.kind in ("gpu", "igpu") for device in plan.board.devices),
     )
 
 
@@ -229,16 +265,29 @@ def is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
+def check_address(host: str, port: int) -> None:
+    """Raise where no server could ever listen."""
+    try:
+        socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        raise ServiceError(
+            f"{host[:80]!r} is no address", "give --host one of this machine's, or 0.0.0.0 for all"
+        ) from None
+
+
 def url(host: str, port: int) -> str:
     """An address that works from this machine."""
     host = ANY_ADDRESS.get(host, host)
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def limits_memory() -> bool:
-    """Does this kernel keep MemoryMax? Raspberry Pi OS comes with that switched off."""
-    controllers = Path("/sys/fs/cgroup/cgroup.controllers")
-    return controllers.exists() and "memory" in controllers.read_text().split()
+def limits_memory(root: Path = Path("/")) -> bool:
+    """Does this kernel keep MemoryMax? Raspberry Pi OS comes with that switched off. Control groups 2, or 1."""
+    groups = root / "sys/fs/cgroup"
+    controllers = groups / "cgroup.controllers"
+    if controllers.exists():
+        return "memory" in controllers.read_text().split()
+    return (groups / "memory/memory.limit_in_bytes").exists()
 
 
 # ---- writing and starting

@@ -4,18 +4,23 @@ Only settings that systemd 249 (Ubuntu 22.04) knows, and only those that hold fo
 MemoryDenyWriteExecute (ctypes callbacks need it), the @resources filter (the engine binds itself to cores).
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from edge.model.gguf import ModelInfo
+    from edge.board.plan import Board, Plan
 
 NAME = "edge.service"
+MIB = 1 << 20
 MARK = "# Written by `edge service install`"
-N_BYTES_BESIDE_MODEL = 768 << 20  # front, template helper, compute buffers, masks of constrained answers
+MACHINE_SHARE = 0.9  # of its memory a service may have; the rest is the system's
+N_FRONT_BYTES = 160 << 20  # server and template helper as they are
+N_BESIDE_BYTES = 512 << 20  # and with all that they may hold: files sent to them, masks of constrained answers
 SLACK = 1.2  # between what is used and the limit: it is there for leaks, not for a tight fit
 STOP_TIMEOUT_S = 30
+TEMPORARY = ("/tmp", "/var/tmp")  # noqa: S108 - looked for, not written
 
 # %S is /var/lib and %C is /var/cache; what the program would keep in a home goes there
 SYSTEM_FOLDERS = (
@@ -66,6 +71,7 @@ class Unit:
             "# It reads its model and writes its own two folders. The engine forbids itself the network on top.",
             *self._identity(),
             *("NoNewPrivileges=yes", "ProtectSystem=strict", "PrivateTmp=yes"),
+            *([f"BindReadOnlyPaths={_paths(self.temporary)}"] if self.temporary else []),
             *(SYSTEM_FOLDERS if is_system else [f"ReadWritePaths={_paths(self.writes)}"]),
             *("LockPersonality=yes", "RestrictRealtime=yes", "RestrictSUIDSGID=yes", "RestrictNamespaces=yes"),
             "RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX AF_NETLINK",
@@ -78,6 +84,11 @@ class Unit:
         for name, lines in (("Unit", unit), ("Service", service), ("Install", install)):
             parts += ["", f"[{name}]", *lines]
         return "\n".join(parts) + "\n"
+
+    @property
+    def temporary(self) -> tuple[Path, ...]:
+        """Of what it reads, what lies in folders that PrivateTmp hides and a boot may empty."""
+        return tuple(path for path in self.reads if any(path.is_relative_to(folder) for folder in TEMPORARY))
 
     def _identity(self) -> list[str]:
         if self.scope == "user":
@@ -97,26 +108,34 @@ class Unit:
         ]
 
 
-def memory_max(info: "ModelInfo | None", n_ctx_tokens: int, n_memory_bytes: int) -> int:
-    """A limit that a healthy server never meets, in bytes. None: the bundled demo, a few megabytes.
+def service_board(board: "Board") -> "Board":
+    """What a service will find at boot: nobody else's memory but the system's, and its own server in it."""
+    return board.alone(MACHINE_SHARE, N_FRONT_BYTES)
 
-    The weights are held once. The KV cache counts twice: a saved beginning is copied on its way to the disk. On a
-    machine of n_memory_bytes a tenth is left to the rest of the system.
+
+def memory_max(plan: "Plan") -> int:
+    """A limit in bytes that a healthy service of this plan never meets, and inside of which it makes the same plan.
+
+    Beside what the plan predicts, the KV cache counts once more: a saved beginning is copied on its way to the disk.
     """
-    needed = N_BYTES_BESIDE_MODEL
-    if info is not None:
-        needed += info.n_bytes + 2 * info.kv_bytes_per_token * n_ctx_tokens
-    return min(int(SLACK * needed), int(0.9 * n_memory_bytes))
+    from edge.board.plan import READ_SHARE
+
+    parts = plan.footprint
+    needed = SLACK * (parts.total + parts.kv + N_BESIDE_BYTES)
+    if plan.settings.load_mode == "read":  # in a smaller one the weights would be mapped
+        needed = max(needed, parts.total / READ_SHARE)
+    whole = math.ceil(needed / MIB) * MIB
+    return whole if plan.board.memory is None else min(whole, plan.board.memory.limit_bytes)
 
 
-def service_cpus() -> tuple[int, ...]:
-    """The cores the engine computes on, and one more for the server where there is one: the slow cores of a board stay
-    free for everything else."""
-    from edge.board.topology import allowed_cpus, compute_cpus
-
-    compute = compute_cpus()
-    others = [cpu for cpu in allowed_cpus() if cpu not in compute]
-    return tuple(sorted([*compute, *others[:1]]))
+def service_cpus(plan: "Plan") -> tuple[int, ...]:
+    """The cores the engine is bound to, and one more for the server where there is one: the other slow cores of a board
+    stay free for everything else. All of them where the plan binds the engine to none."""
+    topology = plan.board.topology
+    usable = [cpu for cluster in topology.clusters for cpu in cluster.cpus]
+    engine = plan.settings.cpus or usable
+    others = [cpu for cpu in (*topology.front_cpus, *usable) if cpu not in engine]
+    return tuple(sorted([*engine, *others[:1]]))
 
 
 def quoted(word: str) -> str:

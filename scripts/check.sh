@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Check format, lint and types of everything, and the shell scripts where shellcheck is installed.
+# Check format, lint and types of everything; the shell scripts where shellcheck is installed, the Dockerfile where
+# hadolint is.
 #
 #   bash scripts/check.sh          exit 0 when all is well, 1 when not; every check runs
 #   bash scripts/check.sh --fix    formats and mends what can be mended first
@@ -50,6 +51,12 @@ if command -v shellcheck >/dev/null; then
   check "shellcheck" shellcheck -x scripts/*.sh .ci/run
 else
   say "== shellcheck: not installed, left out"
+fi
+
+if command -v hadolint >/dev/null; then
+  check "hadolint" hadolint Dockerfile
+else
+  say "== hadolint: not installed, left out"
 fi
 
 [ "${#failures[@]}" -eq 0 ] || die "failed: ${failures[*]}; format and lint are often mended by: bash scripts/check.sh --fix"

@@ -72,11 +72,10 @@ fingerprint() { # of everything an environment is made from
   } | digest
 }
 
-wheel_inputs() { # everything a native wheel depends on
+wheel_inputs() { # everything a native wheel depends on: no Python, it is opened through ctypes and tagged py3-none
   printf '%s\n' "llama-cpp-python $llama" "CMAKE_ARGS $CMAKE_ARGS" "$(cpu_features)" \
     "$($cc --version 2>&1 | head -n 1)" "$($cxx --version 2>&1 | head -n 1)" \
     "CFLAGS ${CFLAGS:-}" "CXXFLAGS ${CXXFLAGS:-}" "LDFLAGS ${LDFLAGS:-}" \
-    "$("$venv/bin/python" -c 'import sys; print(sys.implementation.cache_tag)')" \
     "$(getconf GNU_LIBC_VERSION 2>/dev/null || ldd --version 2>&1 | head -n 1)"
 }
 

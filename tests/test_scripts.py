@@ -5,6 +5,7 @@ Nothing here compiles, downloads or touches .venv. Not covered: what pip, CMake 
 
 import configparser
 import os
+import re
 import select
 import shlex
 import shutil
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
@@ -220,6 +222,21 @@ def test_a_wheel_is_built_once_for_each_way_of_building(machine):
     machine.setup(EDGE_VENV=str(machine.folder / "third"))
     assert any(" wheel " in call for call in machine.pip_calls())
     assert len(machine.wheels()) == 3
+
+
+def test_another_python_takes_the_wheel_that_is_there(machine):
+    machine.setup()
+    machine.pip_calls()
+    machine.python_with("sys.implementation.cache_tag = 'cpython-399'; sys.version = '3.99'")
+    machine.setup(EDGE_VENV=str(machine.folder / "second"))
+    assert not any(" wheel " in call for call in machine.pip_calls())
+    assert len(machine.wheels()) == 1
+
+
+def test_the_wheel_that_is_built_is_one_for_every_python():
+    """Its tag says so; a wheel of one Python would need that Python's name in the key of the cache."""
+    tags = distribution("llama-cpp-python").read_text("WHEEL") or ""
+    assert re.search(r"^Tag: py3-none-\w+$", tags, re.MULTILINE), tags
 
 
 def test_a_damaged_wheel_is_built_again(machine):

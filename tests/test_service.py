@@ -12,14 +12,20 @@ from pathlib import Path
 
 import psutil
 import pytest
+from click.testing import CliRunner
 
 from edge import service, unit
-from edge.config import EngineSettings
+from edge.board import plan as planning
+from edge.board.memory import Memory
+from edge.board.plan import Board, Wish, make_plan
+from edge.board.topology import read_topology
+from edge.cli import cli
 from edge.engine.client import Engine
-from edge.errors import OutputError, ServiceError
-from edge.model.gguf import read_model_info
+from edge.errors import NoMemoryError, OutputError, ServiceError
+from edge.model.gguf import ModelInfo, read_model_info
 from edge.service import Place
-from edge.unit import MARK, NAME, Unit, memory_max, quoted
+from edge.unit import MARK, NAME, Unit, memory_max, quoted, service_board, service_cpus
+from tests.board.trees import BOARDS, build
 from tests.test_cli import EDGE
 
 analyzes = pytest.mark.skipif(
@@ -96,8 +102,9 @@ def desk(tmp_path: Path) -> Desk:
         {"user": "daemon", "reads": (Path("/home/pi/edge"),), "has_gpu": True},
         {"command": (sys.executable, "serve", NASTY, ""), "reads": (Path("/mnt") / NASTY,)},
         {"scope": "user", "writes": (Path("/tmp/a folder/edge"),)},
+        {"reads": (Path("/opt/edge"), Path("/tmp/a folder/model.gguf"))},
     ],
-    ids=["made-up user", "named user", "nasty path", "user's own"],
+    ids=["made-up user", "named user", "nasty path", "user's own", "a model in /tmp"],
 )
 def test_systemd_finds_nothing_to_say_about_the_unit(tmp_path: Path, changes: dict[str, object]) -> None:
     done = analyze(tmp_path, str(a_unit(**changes)), "verify", "--man=no")
@@ -137,19 +144,135 @@ def test_a_home_is_hidden_unless_something_in_it_is_read() -> None:
     assert "ProtectHome=read-only\n" in str(a_unit(reads=(Path("/opt/edge"), Path("/home/pi/model.gguf"))))
 
 
-def test_the_limit_holds_the_weights_once_and_the_cache_twice(demo_model: Path) -> None:
-    info = read_model_info(demo_model)
-    room = unit.N_BYTES_BESIDE_MODEL + info.n_bytes + 2 * info.kv_bytes_per_token * 4096
-    assert memory_max(info, 4096, 1 << 40) == int(room * unit.SLACK)
-    assert memory_max(info, 4096, 1 << 29) == int(0.9 * (1 << 29)), "never more than the machine has"
-    assert memory_max(None, 4096, 1 << 40) < memory_max(info, 4096, 1 << 40)
+MACHINES = [1 << 30, 2 << 30, 4 << 30, 8 << 30, 16 << 30]
+FILES = [2_000_000, 400_000_000, 1_100_000_000, 2_500_000_000, 4_700_000_000, 9_000_000_000]
+
+
+def a_board(n_bytes: int, n_available_bytes: int | None = None) -> Board:
+    memory = Memory(n_bytes, n_available_bytes or n_bytes // 2, n_bytes, None, 0, 0, 0, 4096)
+    return Board(read_topology(), memory)
+
+
+def model_of(path: Path, n_bytes: int) -> ModelInfo:
+    """The demo's header with weights of another size."""
+    info = read_model_info(path)
+    share = n_bytes / sum(tensor.n_bytes for tensor in info.tensors)
+    return replace(info, tensors=tuple(replace(one, n_bytes=int(one.n_bytes * share)) for one in info.tensors))
+
+
+@pytest.mark.parametrize("n_file_bytes", FILES)
+@pytest.mark.parametrize("n_machine_bytes", MACHINES)
+@pytest.mark.parametrize("n_ctx", [None, 4096])
+def test_inside_of_the_limit_the_server_makes_the_plan_that_the_unit_was_made_for(
+    demo_model: Path, n_machine_bytes: int, n_file_bytes: int, n_ctx: int | None
+) -> None:
+    info, wish = model_of(demo_model, n_file_bytes), Wish(n_ctx)
+    try:
+        plan = make_plan(info, wish, service_board(a_board(n_machine_bytes)), 4, use_tuned=False)
+    except NoMemoryError:
+        assert n_file_bytes > 0.6 * n_machine_bytes
+        return
+    n_max = memory_max(plan)
+    assert plan.footprint.total < n_max <= 0.9 * n_machine_bytes
+    assert f"MemoryMax={n_max >> 20}M\n" in str(a_unit(n_memory_bytes_max=n_max))
+    assert n_max % (1 << 20) == 0
+    inside = make_plan(info, wish, a_board(n_max, n_max - unit.N_FRONT_BYTES), 4, use_tuned=False)
+    assert inside.settings == plan.settings
+
+
+def test_the_limit_is_what_the_plan_predicts_and_the_margin_that_the_page_states(demo_model: Path) -> None:
+    plan = make_plan(read_model_info(demo_model), Wish(4096), service_board(a_board(16 << 30)), 4, use_tuned=False)
+    parts = plan.footprint
+    room = parts.total + parts.kv + (512 << 20)
+    assert 1.2 * room <= memory_max(plan) < 1.2 * room + (1 << 20)
+    large = make_plan(model_of(demo_model, 4_700_000_000), Wish(), service_board(a_board(16 << 30)), use_tuned=False)
+    assert large.settings.load_mode == "read"
+    assert memory_max(large) >= large.footprint.total / 0.6
+    page = (Path(__file__).parents[1] / "docs/service.md").read_text(encoding="utf-8")
+    assert "the KV cache once more, and 512 MB, and a fifth on top" in page
 
 
 def test_the_limit_is_far_above_what_the_engine_takes(demo_model: Path) -> None:
-    with Engine(EngineSettings(str(demo_model), n_threads=1)) as engine:
+    plan = make_plan(read_model_info(demo_model), Wish(n_threads=1), service_board(a_board(16 << 30)), use_tuned=False)
+    with Engine(plan.settings) as engine:
         engine.start()
         n_bytes = psutil.Process(engine.pid).memory_info().rss
-    assert 10 << 20 < n_bytes < memory_max(read_model_info(demo_model), 4096, 1 << 40) / 3
+    assert 10 << 20 < n_bytes < plan.footprint.total * 1.1 < memory_max(plan) / 3
+
+
+@pytest.mark.parametrize("name", BOARDS)
+def test_on_the_cores_of_the_unit_the_engine_gets_those_that_the_plan_gave_it(
+    tmp_path: Path, demo_model: Path, name: str
+) -> None:
+    root = build(name, tmp_path)
+    topology = replace(read_topology(root), is_pinnable=True)
+    for wish in (Wish(), Wish(n_threads=2), Wish(n_threads=64)):
+        plan = make_plan(read_model_info(demo_model), wish, Board(topology, None), use_tuned=False)
+        cpus = service_cpus(plan)
+        usable = {cpu for cluster in topology.clusters for cpu in cluster.cpus}
+        assert set(plan.settings.cpus or usable) <= set(cpus) <= usable
+        assert len(cpus) <= len(plan.settings.cpus or usable) + 1
+        inside = replace(read_topology(root, allowed=cpus), is_pinnable=True)
+        again = make_plan(read_model_info(demo_model), wish, Board(inside, None), use_tuned=False)
+        assert (again.settings.n_threads, again.settings.cpus) == (plan.settings.n_threads, plan.settings.cpus)
+
+
+def test_the_server_of_a_board_with_slow_cores_gets_one_of_them(tmp_path: Path, demo_model: Path) -> None:
+    topology = replace(read_topology(build("rk3588", tmp_path)), is_pinnable=True)
+    plan = make_plan(read_model_info(demo_model), Wish(), Board(topology, None), use_tuned=False)
+    assert service_cpus(plan) == (0, 4, 5, 6, 7)
+
+
+def test_a_model_in_a_temporary_folder_is_shown_to_the_service_and_told_of(desk: Desk, demo_model: Path) -> None:
+    assert "Bind" not in str(a_unit())
+    model = Path("/var/tmp/model.gguf")
+    assert f"BindReadOnlyPaths={model}\n" in str(a_unit(reads=(Path("/opt/edge"), model)))
+    done = desk.edge("install", demo_model, "--user", "--dry-run")
+    if demo_model.is_relative_to("/tmp"):
+        assert f"Note: {demo_model} may be gone after the next boot; move it" in done.stderr
+
+
+def test_a_kernel_that_limits_no_memory_is_known(tmp_path: Path) -> None:
+    assert not service.limits_memory(tmp_path)
+    groups = tmp_path / "sys/fs/cgroup"
+    (groups / "memory").mkdir(parents=True)
+    (groups / "memory/memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert service.limits_memory(tmp_path), "version 1"
+    (groups / "cgroup.controllers").write_text("cpuset cpu io pids\n")
+    assert not service.limits_memory(tmp_path), "version 2 without it"
+    (groups / "cgroup.controllers").write_text("cpuset cpu io memory pids\n")
+    assert service.limits_memory(tmp_path)
+
+
+def test_words_for_the_server_reach_the_plan(desk: Desk, demo_model: Path) -> None:
+    def limit(*words: str | Path) -> int:
+        done = desk.edge("install", demo_model, "--user", "--dry-run", *words)
+        assert done.returncode == 0, done.stderr
+        found = re.search(r"^MemoryMax=(\d+)M$", done.stdout, re.M)
+        assert found
+        return int(found[1])
+
+    assert limit("--ctx", "65536") == limit("--", "--ctx", "65536") > limit()
+    refused = desk.edge("install", demo_model, "--user", "--dry-run", "--", "--frob")
+    assert refused.returncode == 2
+    assert "No such option" in refused.stderr
+    assert "--frob" in refused.stderr
+    assert not refused.stdout
+
+
+def test_a_model_that_does_not_fit_gets_no_unit_unless_forced(
+    demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "this_board", lambda: a_board(1 << 30))
+    words = ["service", "install", str(demo_model), "--user", "--dry-run", "--ctx", str(1 << 20)]
+    refused = CliRunner().invoke(cli, words)
+    assert (refused.exit_code, refused.stdout) == (1, "")
+    assert re.fullmatch(
+        r"Error: \S+ needs [\d,]+ MB with a context of 1,048,576 tokens, .* fits; .*--force\n", refused.stderr
+    )
+    forced = CliRunner().invoke(cli, [*words, "--force"])
+    assert " --ctx 1048576 --force\n" in forced.stdout
+    assert "Note: does not fit and was forced" in forced.stderr
 
 
 # ---- who runs it
@@ -229,7 +352,7 @@ def test_nothing_is_written_when_nobody_says_yes(desk: Desk, demo_model: Path) -
 
 def test_the_demo_needs_no_model(desk: Desk) -> None:
     done = desk.edge("install", "--user", "--dry-run", "--", "--json-log")
-    assert re.search(r"/edge serve --host \S+ --port 8080 --ctx 4096 --json-log$", done.stdout, re.M)
+    assert re.search(r"/edge serve --host \S+ --port 8080 --json-log$", done.stdout, re.M)
 
 
 @pytest.mark.parametrize(
@@ -333,6 +456,6 @@ def test_the_command_of_the_unit_is_one_that_the_server_takes(desk: Desk, demo_m
     command = re.search(r"^ExecStart=\S+ serve (.*)$", done.stdout, re.M)
     assert command
     given = serve.make_context("serve", shlex.split(command[1])).params
-    assert (given["model"], given["host"], given["port"], given["ctx"]) == (str(demo_model), "::1", 8080, 4096)
+    assert (given["model"], given["host"], given["port"], given["ctx"]) == (str(demo_model), "::1", 8080, None)
     assert given["allow_host"] == ("a.example",)
     assert any(param.name == "api_key" and "EDGE_SERVE_API_KEY" in param.envvar for param in serve.params)

@@ -1,7 +1,6 @@
 """`edge plan`, `edge doctor` and `edge tune`: options in, tables or JSON out."""
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -38,11 +37,12 @@ def plan(
     \b
     edge plan model.gguf
     edge plan model.gguf --ctx 16384 --slots 4
+    edge plan deepseek-r1:1.5b                        before it is fetched
     edge plan model.gguf --json | jq .predicted.total_bytes
     """
     from edge.board.plan import Wish, make_plan
 
-    found = make_plan(model_info(model), Wish(ctx, slots, threads, gpu_layers, force))
+    found = make_plan(model_info(model, elsewhere=True), Wish(ctx, slots, threads, gpu_layers, force))
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=1))
     else:
@@ -149,15 +149,18 @@ def doctor_rows(seen: "Examination") -> list[tuple[str, str]]:
     return [*rows, ("versions", ", ".join(f"{name} {value}" for name, value in seen.versions.items()))]
 
 
-def model_info(model: str | None) -> "ModelInfo":
-    """The header of a MODEL argument; none means the demo."""
+def model_info(model: str | None, *, elsewhere: bool = False) -> "ModelInfo":
+    """The header of a MODEL argument; none means the demo. elsewhere: also that of a model on the hub."""
     from edge.model.gguf import read_model_info
 
-    if model is not None:
-        return read_model_info(Path(model))
-    from edge.demo import demo_model
+    if model is None:
+        from edge.demo import demo_model
 
-    return read_model_info(demo_model())
+        return read_model_info(demo_model())
+    from edge.model.names import is_name
+    from edge.model.pull import local, read_info
+
+    return read_info(model) if elsewhere and is_name(model) else read_model_info(local(model))
 
 
 def plan_rows(found: "Plan") -> list[tuple[str, str]]:

@@ -34,6 +34,10 @@ class ProcessMemory:
     file_bytes: int  # mapped files: the kernel can drop them
     peak_bytes: int
 
+    @property
+    def resident_bytes(self) -> int:
+        return self.anonymous_bytes + self.file_bytes
+
 
 def read_memory(root: Path = Path("/")) -> Memory | None:
     """The machine below root; None where nothing is known of it."""
@@ -70,6 +74,16 @@ def process_memory(pid: int, root: Path = Path("/")) -> ProcessMemory | None:
         return None
     file = values.get("RssFile", 0) + values.get("RssShmem", 0)
     return ProcessMemory(values.get("RssAnon", values["VmRSS"]), file, values["VmHWM"])
+
+
+def n_swapped_pages(root: Path = Path("/")) -> int | None:
+    """Pages that went to or came from swap since boot; None where nothing tells."""
+    try:
+        lines = (root / "proc/vmstat").read_text().splitlines()
+    except OSError:
+        return _swapped_from_psutil() if root == Path("/") else None
+    counts = dict(line.split(" ", 1) for line in lines if line.startswith(("pswpin ", "pswpout ")))
+    return sum(int(count) for count in counts.values() if count.strip().isdigit())
 
 
 def _meminfo(root: Path) -> dict[str, int] | None:
@@ -147,3 +161,10 @@ def _process_from_psutil(pid: int) -> ProcessMemory | None:
     except psutil.Error:
         return None
     return ProcessMemory(rss, 0, rss)
+
+
+def _swapped_from_psutil() -> int:
+    import psutil
+
+    swap = psutil.swap_memory()
+    return int(swap.sin + swap.sout) // _page_bytes()

@@ -43,6 +43,14 @@ class Board:
         reserve = max(RESERVE_BYTES, int(RESERVE_SHARE * self.memory.limit_bytes))
         return max(0, self.memory.available_bytes - reserve)
 
+    def alone(self, share: float = 1.0, n_used_bytes: int = 0) -> "Board":
+        """The same machine with nothing else running: a share of its memory to use, n_used_bytes of it taken."""
+        if self.memory is None:
+            return self
+        limit = int(share * self.memory.limit_bytes) >> 20 << 20  # units give limits in MiB
+        available = max(0, limit - n_used_bytes)
+        return replace(self, memory=replace(self.memory, limit_bytes=limit, available_bytes=available))
+
 
 @dataclass(frozen=True)
 class Wish:

@@ -1,7 +1,7 @@
 """What the board feels: temperatures, frequencies, throttling, power; each value with its source and uncertainty.
 
 Read below a root folder, so a recorded board can stand in for this one. A sensor that is not there, or reads nonsense,
-is not in the list: absent is never 0.
+is not in the list: absent is never 0. No other file reads a sensor.
 """
 
 import re
@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +23,8 @@ THROTTLE_BITS = {
     3: ("soft temperature limit", True), 16: ("undervoltage", False), 17: ("frequency capped", False),
     18: ("throttled", False), 19: ("soft temperature limit", False),
 }  # fmt: skip
+THROTTLED_FILE = "sys/devices/platform/soc/soc:firmware/get_throttled"
+ELSEWHERE = ("nvme", "drivetemp", "iwlwifi", "mt79", "ath1")  # drives and radios: their heat slows no processor
 POWER_SENSORS = ("ina", "rpi_power", "fts", "ltc", "max", "pmbus")  # hwmon drivers that measure a board's supply
 # A Pi 5 has no sensor for its supply: a published fit of the sum of its regulators' outputs to a meter at the plug.
 PI5_FACTOR, PI5_OFFSET_W, PI5_UNCERTAINTY = 1.1451, 0.5879, 0.1
@@ -58,11 +60,21 @@ class Sensors:
     throttling: Throttling | None  # None: nothing tells
     governors: tuple[str, ...]  # of all CPUs, without doubles
     capped_cpus: tuple[int, ...]  # CPUs that may not run at their top frequency
+    n_throttle_events: int | None = None  # since boot, of all cores (x86)
+    energy_j: float | None = None  # a counter of the processor's (x86)
 
     @property
     def hottest(self) -> Reading | None:
+        """Of the processor and the board; drives and radios are left out."""
         found = [reading for reading in self.readings if reading.quantity == "temperature"]
+        found = [reading for reading in found if not reading.name.startswith(ELSEWHERE)]
         return max(found, key=lambda reading: reading.value, default=None)
+
+    def frequency_mhz(self, cpus: Collection[int]) -> float | None:
+        """Of the slowest of these CPUs; None where none of them tells."""
+        names = {f"cpu{cpu}" for cpu in cpus}
+        found = (reading for reading in self.readings if reading.quantity == "frequency" and reading.name in names)
+        return min((reading.value for reading in found), default=None)
 
     @property
     def power(self) -> Reading | None:
@@ -82,7 +94,21 @@ def read_sensors(root: Path = Path("/"), power_interval_s: float = 0.0) -> Senso
         readings += _rapl(root, power_interval_s)
     if root == Path("/"):
         readings += _pi5_power()
-    return Sensors(tuple(readings), _throttling(root), _governors(root), _capped(root))
+    events = [_number(cpu / "thermal_throttle/core_throttle_count") for cpu in _cpus(root)]
+    known = [count for count in events if count is not None]
+    return Sensors(
+        readings=tuple(readings),
+        throttling=_throttling(root),
+        governors=_governors(root),
+        capped_cpus=_capped(root),
+        n_throttle_events=sum(known) if known else None,
+        energy_j=_energy_j(root),
+    )
+
+
+def read_heat(root: Path = Path("/")) -> Sensors:
+    """Temperatures and throttling alone: files only, so that a server may look while it answers."""
+    return Sensors((*_thermal_zones(root), *_hwmon(root)), _throttling(root), (), ())
 
 
 def pi5_power(text: str) -> Reading | None:
@@ -141,7 +167,7 @@ def _frequencies(root: Path) -> Iterator[Reading]:
 
 def _rapl(root: Path, interval_s: float) -> list[Reading]:
     """x86: packages' energy counters, read twice. Newer kernels let only root read them."""
-    packages = [folder for folder in sorted((root / "sys/class/powercap").glob("intel-rapl:?"))]
+    packages = _packages(root)
     before = [(folder, _number(folder / "energy_uj"), time.perf_counter()) for folder in packages]
     if not any(energy is not None for _, energy, _ in before):
         return []
@@ -159,6 +185,17 @@ def _rapl(root: Path, interval_s: float) -> list[Reading]:
     return found
 
 
+def _packages(root: Path) -> list[Path]:
+    return sorted((root / "sys/class/powercap").glob("intel-rapl:?"))
+
+
+def _energy_j(root: Path) -> float | None:
+    """All packages' energy counters together."""
+    counts = [_number(folder / "energy_uj") for folder in _packages(root)]
+    known = [count for count in counts if count is not None]
+    return sum(known) / 1e6 if known else None
+
+
 def _pi5_power() -> list[Reading]:
     if sys.platform != "linux" or (program := shutil.which("vcgencmd")) is None:
         return []
@@ -171,24 +208,22 @@ def _pi5_power() -> list[Reading]:
 
 
 def _throttling(root: Path) -> Throttling | None:
-    """Raspberry Pi: the firmware's flags. Elsewhere: thermal cooling devices of the CPU that are at work."""
-    path = root / "sys/devices/platform/soc/soc:firmware/get_throttled"
-    if text := _text(path):
-        try:
-            flags = int(text, 16)
-        except ValueError:
-            return None
+    """Raspberry Pi: the firmware's flags. Everywhere: thermal cooling devices of the CPU that are at work."""
+    now, since_boot, sources = [], [], []
+    flags = _number(root / THROTTLED_FILE, base=16)
+    if flags is not None:
         found = [THROTTLE_BITS[bit] for bit in THROTTLE_BITS if flags >> bit & 1]
-        now = tuple(what for what, is_now in found if is_now)
-        return Throttling(now, tuple(what for what, is_now in found if not is_now), "firmware")
+        now += [what for what, is_now in found if is_now]
+        since_boot += [what for what, is_now in found if not is_now]
+        sources.append("firmware")
     states = []
     for device in sorted((root / "sys/class/thermal").glob("cooling_device*")):
         if (_text(device / "type") or "").startswith(("cpufreq", "thermal-cpufreq", "Processor")):
             states.append(_number(device / "cur_state"))
-    known = [state for state in states if state is not None]
-    if not known:
-        return None
-    return Throttling(("throttled",) if any(known) else (), (), "cooling devices")
+    if any(state is not None for state in states):
+        now += ["throttled"] if any(states) and "throttled" not in now else []
+        sources.append("cooling devices")
+    return Throttling(tuple(now), tuple(since_boot), ", ".join(sources)) if sources else None
 
 
 def _governors(root: Path) -> tuple[str, ...]:
@@ -217,9 +252,9 @@ def _celsius(path: Path) -> float | None:
     return millidegrees / 1000
 
 
-def _number(path: Path) -> int | None:
+def _number(path: Path, base: int = 10) -> int | None:
     try:
-        return int(_text(path) or "")
+        return int(_text(path) or "", base)
     except ValueError:
         return None
 

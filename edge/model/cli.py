@@ -134,7 +134,7 @@ def show(name: str, *, as_json: bool) -> None:
     """
     from edge.model import pull as puller
     from edge.model.facts import describe, to_json
-    from edge.model.fit import n_memory_bytes
+    from edge.model.fit import usual_plan
     from edge.model.gguf import read_model_info
     from edge.model.hub import Hub
     from edge.model.names import is_model, parse, quant_of
@@ -151,14 +151,15 @@ def show(name: str, *, as_json: bool) -> None:
         types = [(quant_of(file.name) or file.name, file.n_bytes) for file in found]
         origin = f"{repository.repo_id}, revision {repository.revision[:12]}"
         facts = [("on the hub", origin), ("its licence", repository.licence or "not named"), *facts]
-    memory = n_memory_bytes(info.n_bytes, info) if info else 0
+    usual = usual_plan(info) if info else None
+    memory = usual.footprint.total if usual else 0
     if as_json:
         document = {**(to_json(info) if info else {}), "n_memory_bytes": memory}
         document |= {"types": [{"type": quant, "n_bytes": n} for quant, n in types]}
         click.echo(json.dumps(document, indent=1, ensure_ascii=False))
         return
-    if memory:
-        facts.append(("memory", f"about {memory / 1e9:.2f} GB with 4,096 tokens"))
+    if usual:
+        facts.append(("memory", f"about {memory / 1e9:.2f} GB with {usual.settings.n_ctx_tokens:,} tokens"))
     if types:
         facts.append(("types", ", ".join(f"{_plain(quant)} {n / 1e6:,.0f} MB" for quant, n in types)))
     width = max(len(label) for label, _ in facts)

@@ -1,22 +1,29 @@
-"""Will a model fit into this machine's memory? Asked before it is fetched."""
+"""Will a model fit into this machine's memory? Asked before it is fetched, answered by the plan."""
 
-import psutil
-
-from edge.config import N_CTX_TOKENS
-from edge.errors import TooLargeError
+from edge.board.plan import Board, Plan, Wish, make_plan, this_board
+from edge.board.topology import read_topology
+from edge.errors import NoMemoryError, TooLargeError
 from edge.model.gguf import ModelInfo
 
-N_OTHER_BYTES = 200_000_000  # compute buffers, vocabulary, the program itself; measured with a 1.5B
+
+def usual_plan(info: ModelInfo) -> Plan:
+    """How a model runs on this processor where memory is no question; its footprint is what the model takes."""
+    return make_plan(info, Wish(), Board(read_topology(), None), use_tuned=False)
 
 
-def n_memory_bytes(n_file_bytes: int, info: ModelInfo | None = None) -> int:
-    """What running a model takes with the usual context; without its header the KV cache is left out."""
-    n_kv_bytes = info.kv_bytes_per_token * min(N_CTX_TOKENS, info.n_ctx_train) if info else 0
-    return n_file_bytes + n_kv_bytes + N_OTHER_BYTES
+def check_memory(name: str, n_file_bytes: int, info: ModelInfo | None, board: Board | None = None) -> None:
+    """Raise TooLargeError if the machine could not hold the model even with nothing else running.
 
-
-def check_memory(name: str, n_file_bytes: int, info: ModelInfo | None) -> None:
-    """Raise TooLargeError if the machine could not hold the model even with nothing else running."""
-    n_needed, n_there = n_memory_bytes(n_file_bytes, info), psutil.virtual_memory().total
-    if n_needed > n_there:
-        raise TooLargeError(name, n_needed, n_there)
+    info: None for a model in several parts, of which the bytes of the files are all that is known.
+    """
+    board = (board or this_board()).alone()
+    if board.usable_bytes is None:
+        return
+    if info is None:
+        if n_file_bytes > board.usable_bytes:
+            raise TooLargeError(name, n_file_bytes, board.usable_bytes)
+        return
+    try:
+        make_plan(info, Wish(), board, use_tuned=False)
+    except NoMemoryError as error:
+        raise TooLargeError(name, error.n_bytes_needed, error.n_bytes_usable, error.nearest) from None

@@ -14,7 +14,7 @@ from edge.model.fit import check_memory
 from edge.model.gguf import ModelInfo, parse_header, read_model_info
 from edge.model.header import HeaderError, read_header
 from edge.model.hub import Hub, HubFile, Repository
-from edge.model.names import ModelName, choose, parse
+from edge.model.names import ModelName, choose, is_name, parse
 
 N_COMPANION_BYTES_MAX = 1 << 20
 
@@ -88,6 +88,16 @@ def find(text: str, hub: Hub) -> Path | None:
         return parts[0]
     model = find_found(text)
     return model.path if model else None
+
+
+def local(text: str) -> Path:
+    """The file on this machine that `text` names. Raises HubError for a model that would have to be fetched."""
+    if Path(text).exists() or not is_name(text):
+        return Path(text)
+    path = find(text, Hub.from_environment())
+    if path is None:
+        raise HubError(text, "is not on this machine", f"fetch it with: edge pull {text}")
+    return path
 
 
 def resolve(text: str, hub: Hub | None = None, progress: Show = _silent) -> Path:

@@ -1,36 +1,30 @@
-"""The state of the board beside a chat: heat, memory, throttling. None where the machine does not tell."""
+"""The state of the board beside a chat: heat, memory, throttling, as edge.board tells it. None where nothing tells."""
 
 import os
-from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-import psutil
-
-THROTTLED = Path("/sys/devices/platform/soc/soc:firmware/get_throttled")  # Raspberry Pi
+from edge.board.memory import process_memory
+from edge.board.sensors import read_heat
 
 
-def temperature_celsius() -> float | None:
-    """The hottest sensor of the processor; None where there is none."""
-    read: Callable[[], dict[str, list[Any]]] = getattr(psutil, "sensors_temperatures", dict)  # not on macOS
-    sensors = read()
-    found = [sensor.current for name, group in sensors.items() if "nvme" not in name for sensor in group]
-    return max(found, default=None)
+def temperature_celsius(root: Path = Path("/")) -> float | None:
+    """The hottest sensor of the board; None where there is none."""
+    hottest = read_heat(root).hottest
+    return None if hottest is None else hottest.value
+
+
+def is_throttled(root: Path = Path("/")) -> bool | None:
+    """Is the board held back now, by heat or want of voltage; None where nothing tells."""
+    throttling = read_heat(root).throttling
+    return None if throttling is None else bool(throttling.now)
+
+
+def resident_bytes(pid: int | None) -> int | None:
+    """Resident memory of a process; None if there is none."""
+    memory = None if pid is None else process_memory(pid)
+    return None if memory is None else memory.resident_bytes
 
 
 def memory_bytes(pid: int | None) -> int:
     """Resident memory of this process and the engine's, pid."""
-    total = 0
-    for process in {os.getpid(), pid or os.getpid()}:
-        with suppress(psutil.Error):
-            total += psutil.Process(process).memory_info().rss
-    return total
-
-
-def is_throttled() -> bool | None:
-    """A Raspberry Pi that is too hot or has too little voltage now; None elsewhere."""
-    try:
-        return bool(int(THROTTLED.read_text(), 16) & 0xF)
-    except (OSError, ValueError):
-        return None
+    return sum(resident_bytes(process) or 0 for process in {os.getpid(), pid or os.getpid()})

@@ -3,15 +3,14 @@
 import os
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
-import psutil
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from edge.engine.client import EngineClient
 from edge.engine.protocol import Done
+from edge.serve.condition import resident_bytes, temperature_celsius
 
 FIRST_TOKEN_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 PER_TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
@@ -91,28 +90,9 @@ class _Engine(Collector):
             if (n_bytes := resident_bytes(pid)) is not None:
                 memory.add_metric([name], n_bytes)
         yield memory
-        if (degrees := temperature()) is not None:
+        if (degrees := temperature_celsius()) is not None:
             yield _gauge("edge_temperature_celsius", "The hottest sensor of the board", degrees)
         yield _gauge("edge_start_time_seconds", "When the server started, Unix time", self._started_s)
-
-
-def resident_bytes(pid: int | None) -> int | None:
-    """Resident memory of a process; None if there is none."""
-    try:
-        return int(psutil.Process(pid).memory_info().rss) if pid else None
-    except psutil.Error:
-        return None
-
-
-def temperature() -> float | None:
-    """Degrees Celsius of the hottest thermal zone; None where the machine tells none."""
-    found = []
-    for file in Path("/sys/class/thermal").glob("thermal_zone*/temp"):
-        try:
-            found.append(int(file.read_text()) / 1000)
-        except (OSError, ValueError):  # a zone may be switched off
-            continue
-    return max(found, default=None)
 
 
 def _gauge(name: str, text: str, value: float) -> Metric:

@@ -1,6 +1,7 @@
 """OpenAI's request bodies: every field that is honoured, with its range. What is not here is refused by name.
 
-Four fields are taken and change nothing, because clients send them unasked: user, metadata, store, service_tier.
+Six fields are taken and change nothing, because clients send them unasked: user, metadata, store, service_tier,
+safety_identifier, prompt_cache_key.
 """
 
 from typing import Annotated, Any, Literal
@@ -167,6 +168,8 @@ class Common(Body):
     metadata: Annotated[dict[str, str], Field(max_length=16)] | None = None
     store: bool | None = None
     service_tier: Annotated[str, Field(max_length=64)] | None = None
+    safety_identifier: Annotated[str, Field(max_length=512)] | None = None
+    prompt_cache_key: Annotated[str, Field(max_length=512)] | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:

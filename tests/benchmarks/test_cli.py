@@ -7,8 +7,16 @@ import pytest
 from click.testing import CliRunner
 
 from benchmarks import record as records
-from benchmarks.cli import bench, workloads
+from benchmarks.cli import bench, settings_for, workloads
 from benchmarks.shapes import SHAPES
+from benchmarks.workload import Workload
+from edge.board import plan
+from edge.board.library import Device
+from edge.board.memory import Memory
+from edge.board.plan import Board
+from edge.board.topology import read_topology
+from edge.errors import NoMemoryError
+from edge.model.gguf import read_model_info
 from tests.test_cli import edge, refusal
 
 NONE = {"preset_name": None, "prompt": None, "gen": None, "depth": (0,), "streams": (1,), "threads": None,
@@ -36,6 +44,42 @@ def test_each_workload_is_measured_in_a_process_of_its_own_and_recorded(demo_mod
     assert "tokens/s" in table
     assert demo_model.name in table
     assert len(records.read([out])) == 4
+
+
+def test_layers_for_a_gpu_that_is_not_there_are_told_and_recorded_as_none(demo_model: Path, tmp_path: Path) -> None:
+    words = ("-n", "8", "-r", "1", "--threads", "1", "--out", str(tmp_path / "out.jsonl"), "--gpu-layers", "3")
+    done = edge("bench", demo_model, *words, "--json")
+    assert done.returncode == 0, done.stderr
+    assert f"{demo_model.name}, tg8: no GPU was found: --gpu-layers does nothing" in done.stderr
+    (record,) = json.loads(done.stdout)
+    assert record["settings"]["n_gpu_layers"] == 0
+    assert record["settings"]["load_mode"] == "read"
+
+
+def test_what_a_gpu_has_room_for_goes_there_unless_a_number_was_given(
+    demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Device("CUDA0", "a card", "gpu", 24 << 30, 24 << 30)
+    memory = Memory(8 << 30, 6 << 30, 8 << 30, None, 0, 0, 0, 4096)
+    monkeypatch.setattr(plan, "this_board", lambda: Board(read_topology(), memory, (gpu,)))
+    work = Workload(n_generated_tokens=8)
+    n_layers = read_model_info(demo_model).n_layers
+    assert settings_for(demo_model, work, gpu_layers=None, force=False).n_gpu_layers == n_layers + 1
+    assert settings_for(demo_model, work, gpu_layers=2, force=False).n_gpu_layers == 2
+    assert settings_for(demo_model, work, gpu_layers=0, force=False) == records.USUAL
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded_unless_forced(
+    demo_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        plan, "this_board", lambda: Board(read_topology(), Memory(1 << 30, 90 << 20, 1 << 30, None, 0, 0, 0, 4096))
+    )
+    work = Workload(n_generated_tokens=8, n_depth_tokens=4000)
+    with pytest.raises(NoMemoryError) as caught:
+        settings_for(demo_model, work, gpu_layers=None, force=False)
+    assert caught.value.n_ctx_tokens == 4008
+    assert settings_for(demo_model, work, gpu_layers=None, force=True).load_mode == "map"
 
 
 def test_options_multiply() -> None:
@@ -68,6 +112,7 @@ def test_shapes_and_devices_are_listed() -> None:
         (("report", "no.jsonl"), 1, "no.jsonl: cannot be read"),
         (("compare", "no.jsonl", "no.jsonl"), 1, "no.jsonl: cannot be read"),
         (("load", "no.gguf"), 1, "no.gguf: "),
+        (("--gpu-layers", "many"), 2, "'many' is neither auto nor a number of layers"),
         (("load", "x.gguf", "--url", "http://127.0.0.1:9/v1"), 2, "not both"),
     ],
 )

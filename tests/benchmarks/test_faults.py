@@ -17,10 +17,10 @@ import psutil
 import pytest
 
 from benchmarks import harness
-from benchmarks.conditions import PI_THROTTLED_FILE
 from benchmarks.record import Record
 from benchmarks.runner import Job
 from benchmarks.workload import Workload
+from edge.board.sensors import THROTTLED_FILE
 from edge.config import cache_dir
 from edge.model.gguf import read_model_info
 
@@ -48,7 +48,7 @@ def kinds(record: Record) -> set[str]:
 def board(tmp_path: Path) -> Path:
     """A board at rest: cool, at its full clock, nothing swapped."""
     write(tmp_path, "sys/class/thermal/thermal_zone0/temp", 52300)
-    write(tmp_path, PI_THROTTLED_FILE, "0x0")
+    write(tmp_path, THROTTLED_FILE, "0x0")
     write(tmp_path, "proc/vmstat", "pgpgin 5\npswpin 100\npswpout 200\n")
     for cpu in CPUS:
         write(tmp_path, f"sys/devices/system/cpu/cpu{cpu}/cpufreq/scaling_cur_freq", 2400000)
@@ -70,7 +70,7 @@ def test_a_board_at_rest_is_not_blamed_for_its_sensors(demo_model: Path, board: 
 
 
 def test_a_throttle_flag_is_named(demo_model: Path, board: Path) -> None:
-    record = measure(demo_model, root=board, during=lambda i: write(board, PI_THROTTLED_FILE, "0x50005"))
+    record = measure(demo_model, root=board, during=lambda i: write(board, THROTTLED_FILE, "0x50005"))
     assert "throttled" in kinds(record)
     (reason,) = [reason for reason in record.reasons if reason.kind == "throttled"]
     assert "undervoltage" in reason.text
@@ -78,7 +78,7 @@ def test_a_throttle_flag_is_named(demo_model: Path, board: Path) -> None:
 
 
 def test_flags_from_before_the_run_are_no_fault_of_it(demo_model: Path, board: Path) -> None:
-    write(board, PI_THROTTLED_FILE, "0x50000")  # since boot, not now
+    write(board, THROTTLED_FILE, "0x50000")  # since boot, not now
     assert "throttled" not in kinds(measure(demo_model, root=board, during=lambda i: None))
 
 

@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks import bandwidth, fingerprint, harness, runner
-from benchmarks.record import Record
+from benchmarks.record import USUAL, Record, Settings
 from benchmarks.runner import Job
 from benchmarks.workload import Workload
+from edge.board.memory import Memory
+from edge.board.plan import RESERVE_BYTES, Board
+from edge.board.topology import read_topology
 from edge.errors import EdgeError, EngineError
 
 SMALL = {"n_threads": 1, "n_repetitions": 2, "n_warmups_max": 2}
@@ -68,6 +71,28 @@ def test_end_to_end_tells_the_first_token_and_the_engines_memory(demo_model: Pat
     assert record.bytes_per_s is None  # what a client sees is not held against the memory bus
 
 
+@pytest.mark.parametrize(
+    "workload",
+    [Workload(0, 8, **SMALL), Workload(8, 8, view="end-to-end", **SMALL)],  # type: ignore[arg-type]
+    ids=lambda work: work.name,
+)
+def test_settings_reach_the_library_and_the_record(demo_model: Path, workload: Workload) -> None:
+    usual = measure(demo_model, workload)
+    assert usual.settings == USUAL
+    settings = Settings(load_mode="map", kv_type="q8_0")
+    (mapped,) = harness.run([[Job(workload, demo_model, settings=settings)]])
+    assert mapped.settings == settings
+    assert mapped.memory is not None
+    assert usual.memory is not None
+    assert mapped.memory.file_bytes - usual.memory.file_bytes > 0.8 * demo_model.stat().st_size, "the file is mapped"
+
+
+def test_llama_bench_gets_the_same_settings(demo_model: Path) -> None:
+    settings = Settings("map", "q8_0", None, 3)
+    made = runner.LlamaBench(Job(Workload(0, 8, n_threads=1), demo_model, peer="llama-bench", settings=settings))
+    assert "-lm mmap -ngl 3 -ctk q8_0 -ctv q8_0" in " ".join(made.options)
+
+
 def test_llama_bench_is_not_asked_for_what_it_does_not_know(demo_model: Path) -> None:
     for workload in (Workload(0, 8, n_streams=2), Workload(16, 8, view="end-to-end"), Workload()):
         with pytest.raises(EngineError, match="leave this one out"):
@@ -80,8 +105,11 @@ def test_a_peer_that_is_not_built_is_named_with_its_command(demo_model: Path) ->
 
 
 def test_models_that_do_not_fit_together_do_not_take_turns(demo_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(harness, "MEMORY_FACTOR", 1e9)
-    jobs = [Job(Workload(0, 8), demo_model)] * 2
+    job = Job(Workload(0, 8), demo_model)
+    n_bytes = runner.plan_of(demo_model, job.workload, 0, force=True).footprint.total
+    memory = Memory(1 << 34, int(1.5 * n_bytes) + RESERVE_BYTES, 1 << 30, None, 0, 0, 0, 4096)
+    monkeypatch.setattr(harness, "this_board", lambda: Board(read_topology(), memory))
+    jobs = [job, job]
     with pytest.raises(EngineError, match="leave out --interleave"):
         harness.run([jobs])
 

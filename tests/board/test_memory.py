@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.board.memory import process_memory, read_memory
+from edge.board.memory import n_swapped_pages, process_memory, read_memory
 from tests.board.trees import build
 
 KB = 1024
@@ -87,3 +87,10 @@ def test_a_process_that_touched_50_mb_shows_them() -> None:
     assert memory.peak_bytes >= memory.anonymous_bytes
     assert memory.file_bytes > 0
     assert process_memory(child.pid) is None
+
+
+def test_swapped_pages_are_those_in_and_out(tmp_path: Path) -> None:
+    assert n_swapped_pages(tmp_path) is None
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/vmstat").write_text("pgpgin 5\npswpin 2100\npswpout 200\nzswpin 9\n")
+    assert n_swapped_pages(tmp_path) == 2300

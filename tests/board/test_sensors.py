@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edge.board.sensors import mac_power, pi5_power, read_sensors
+from edge.board.sensors import THROTTLED_FILE, Throttling, mac_power, pi5_power, read_sensors
 from tests.board.trees import BOARDS, build
 
 PMIC = """\
@@ -75,6 +75,64 @@ def test_governors_and_caps_are_told(tmp_path: Path) -> None:
     assert (sensors.governors, sensors.capped_cpus) == (("ondemand",), ())
     (root / "sys/devices/system/cpu/cpu4/cpufreq/scaling_max_freq").write_text("1200000")
     assert read_sensors(root).capped_cpus == (4,)
+
+
+def test_the_slowest_of_the_cores_asked_for_is_told(tmp_path: Path) -> None:
+    root = build("intel-i7-1260p", tmp_path)
+    (root / "sys/devices/system/cpu/cpu2/cpufreq/scaling_cur_freq").write_text("2100000")
+    sensors = read_sensors(root)
+    assert sensors.frequency_mhz((0, 2, 4)) == 2100
+    assert sensors.frequency_mhz((0, 4)) == 4700
+    assert sensors.frequency_mhz((8, 10)) == 3400
+    assert sensors.frequency_mhz((99,)) is None
+
+
+def test_a_cooling_device_at_work_throttles_beside_firmware_too(tmp_path: Path) -> None:
+    root = build("raspberry-pi-4", tmp_path)
+    device = root / "sys/class/thermal/cooling_device3"
+    device.mkdir(parents=True)
+    (device / "type").write_text("cpufreq-cpu0\n")
+    (device / "cur_state").write_text("0\n")
+    assert read_sensors(root).throttling == Throttling((), (), "firmware, cooling devices")
+    (device / "cur_state").write_text("2\n")
+    assert read_sensors(root).throttling == Throttling(("throttled",), (), "firmware, cooling devices")
+    (root / THROTTLED_FILE).write_text("4\n")
+    now = read_sensors(root).throttling
+    assert now is not None
+    assert now.now == ("throttled",), "said once"
+
+
+def test_counters_of_a_processor_are_told_and_absent_elsewhere(tmp_path: Path) -> None:
+    root = build("intel-i7-1260p", tmp_path)
+    for cpu in (0, 1):
+        counter = root / f"sys/devices/system/cpu/cpu{cpu}/thermal_throttle/core_throttle_count"
+        counter.parent.mkdir()
+        counter.write_text("7\n")
+    sensors = read_sensors(root)
+    assert (sensors.n_throttle_events, sensors.energy_j) == (14, 123.456789)
+    pi = read_sensors(build("raspberry-pi-5", tmp_path / "pi"))
+    assert (pi.n_throttle_events, pi.energy_j) == (None, None)
+
+
+def test_the_heat_of_a_drive_is_not_the_boards(tmp_path: Path) -> None:
+    root = build("raspberry-pi-4", tmp_path)
+    drive = root / "sys/class/hwmon/hwmon9"
+    drive.mkdir(parents=True)
+    (drive / "name").write_text("nvme\n")
+    (drive / "temp1_input").write_text("91000\n")
+    sensors = read_sensors(root)
+    assert 91.0 in {reading.value for reading in sensors.readings}
+    assert sensors.hottest is not None
+    assert sensors.hottest.value < 91
+
+
+def test_no_other_file_reads_a_sensor() -> None:
+    """Two readers of one sensor would in time tell two stories."""
+    paths = ("class/thermal", "class/hwmon", "get_throttled", "scaling_cur_freq", "intel-rapl", "sensors_temperatures")
+    root = Path(__file__).parents[2]
+    files = [file for package in ("edge", "benchmarks", "convert") for file in (root / package).rglob("*.py")]
+    readers = {file for file in files if any(path in file.read_text(encoding="utf-8") for path in paths)}
+    assert readers == {root / "edge/board/sensors.py"}
 
 
 @pytest.mark.parametrize("text", ["0", "-274000", "200000", "garbage", ""])

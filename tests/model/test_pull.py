@@ -11,7 +11,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from edge.errors import ModelFileError, TooLargeError
+from edge.board.memory import Memory
+from edge.board.plan import Board, Wish, make_plan
+from edge.board.topology import read_topology
+from edge.errors import ModelFileError, NoMemoryError, TooLargeError
+from edge.model import fit
+from edge.model.gguf import read_model_info
 from edge.model.names import ModelName
 from edge.model.pull import find, look_up, pull, read_info, resolve
 from tests.convert import checkpoints
@@ -83,16 +88,44 @@ def test_a_model_that_is_none_is_refused_before_it_is_fetched(hub, server, repo)
     assert not hub.cache.exists()
 
 
-def test_a_model_too_large_for_the_memory_is_refused_unless_forced(hub, repo, monkeypatch):
-    class Small:
-        total = 100_000_000
+def small(n_bytes):
+    """A board with so much memory, most of it taken by others."""
+    return Board(read_topology(), Memory(n_bytes, n_bytes // 10, n_bytes, None, 0, 0, 0, 4096))
 
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: Small)
+
+def test_a_model_too_large_for_the_memory_is_refused_unless_forced(hub, repo, monkeypatch):
+    monkeypatch.setattr(fit, "this_board", lambda: small(100_000_000))
     with pytest.raises(TooLargeError, match="--force") as caught:
         pull(hub, ModelName("owner/repo"))
-    assert caught.value.n_bytes_there == Small.total
+    assert caught.value.n_bytes_there == small(100_000_000).alone().usable_bytes
+    assert caught.value.n_bytes_needed > 61 << 20, "what the engine itself takes counts"
     assert not hub.cache.exists()
     assert pull(hub, ModelName("owner/repo"), force=True)
+
+
+def test_what_is_fetched_is_what_the_plan_would_start_with_nothing_else_running(demo_model):
+    info = read_model_info(demo_model)
+    needed = fit.usual_plan(info).footprint.total
+    for n_bytes in range(90_000_000, 300_000_000, 5_000_000):
+        refused = error_of(lambda board: fit.check_memory("demo", info.n_bytes, info, board), small(n_bytes))
+        stopped = error_of(lambda board: make_plan(info, Wish(), board.alone(), use_tuned=False), small(n_bytes))
+        assert (refused is None) == (stopped is None)
+        assert refused is None or refused.n_bytes_needed <= needed
+    assert refused is None, "the last one has room"
+
+
+def error_of(act, board):
+    try:
+        act(board)
+    except (NoMemoryError, TooLargeError) as error:
+        return error
+    return None
+
+
+def test_of_a_model_in_parts_the_bytes_of_its_files_count(demo_model):
+    fit.check_memory("big", 1_000_000_000, None, small(2_000_000_000))
+    with pytest.raises(TooLargeError, match="choose a smaller type or model; add --force"):
+        fit.check_memory("big", 3_000_000_000, None, small(2_000_000_000))
 
 
 def test_all_parts_are_fetched(hub, server):
@@ -146,6 +179,10 @@ def test_show_and_inspect_ask_the_hub_for_the_header_only(edge, server, repo, tm
     assert "Q4_K_M" in shown.stdout
     assert "mit" in shown.stdout
     assert json.loads(edge("inspect", "owner/repo", "--json").stdout)["architecture"] == "qwen2"
+    planned = json.loads(edge("plan", "owner/repo", "--json").stdout)
+    assert planned["predicted"]["weights_bytes"] > 0
+    for refused in (edge("tune", "owner/repo"), edge("service", "install", "owner/repo", "--user", "--dry-run")):
+        assert refused.stderr == "Error: owner/repo: is not on this machine; fetch it with: edge pull owner/repo\n"
     assert not (tmp_path / "hf" / "hub").exists()
 
 
