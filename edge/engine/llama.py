@@ -74,32 +74,47 @@ def largest(values: NDArray[np.float32], k: int) -> NDArray[np.intp]:
     return members[np.argpartition(values[members], len(members) - k)[len(members) - k :]]
 
 
+class _Properties(ctypes.Structure):
+    """struct ggml_backend_dev_props."""
+
+    _fields_: ClassVar[list[tuple[str, Any]]] = [
+        ("name", ctypes.c_char_p),
+        ("description", ctypes.c_char_p),
+        ("free", ctypes.c_size_t),
+        ("total", ctypes.c_size_t),
+        ("kind", ctypes.c_int),
+        ("address", ctypes.c_char_p),  # on a bus; None without one
+        ("capabilities", ctypes.c_bool * 5),
+    ]
+
+
 def devices() -> list[dict[str, Any]]:
-    """What the library can compute on besides the CPU: name, description, kind, free_bytes, total_bytes."""
+    """What the library can compute on besides the CPU: name, description, kind, free_bytes, total_bytes.
+
+    A GPU without an address on a bus (Apple's, a driver that computes in software) is an igpu, whatever ggml calls it.
+    """
     ggml, base = open_ggml("ggml"), open_ggml("ggml-base")
     lib.llama_backend_init()
     ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
     ggml.ggml_backend_dev_get.argtypes, ggml.ggml_backend_dev_get.restype = [ctypes.c_size_t], ctypes.c_void_p
-    for name in ("name", "description"):
-        function = getattr(base, f"ggml_backend_dev_{name}")
-        function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_char_p
-    base.ggml_backend_dev_type.argtypes, base.ggml_backend_dev_type.restype = [ctypes.c_void_p], ctypes.c_int
-    pointer = ctypes.POINTER(ctypes.c_size_t)
-    base.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, pointer, pointer]
+    base.ggml_backend_dev_name.argtypes, base.ggml_backend_dev_name.restype = [ctypes.c_void_p], ctypes.c_char_p
+    base.ggml_backend_dev_get_props.argtypes = [ctypes.c_void_p, ctypes.POINTER(_Properties)]
+    base.ggml_backend_dev_get_props.restype = None
     found = []
     for i in range(ggml.ggml_backend_dev_count()):
-        device = ggml.ggml_backend_dev_get(i)
-        if (kind := base.ggml_backend_dev_type(device)) == 0:  # the CPU itself
+        device, said = ggml.ggml_backend_dev_get(i), _Properties()
+        base.ggml_backend_dev_get_props(device, ctypes.byref(said))
+        assert said.name == base.ggml_backend_dev_name(device), "ggml_backend_dev_props has changed"
+        if said.kind == 0:  # the CPU itself
             continue
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+        kind = DEVICE_KINDS.get(said.kind, "other")
         found.append(
             {
-                "name": base.ggml_backend_dev_name(device).decode("utf-8", "replace"),
-                "description": base.ggml_backend_dev_description(device).decode("utf-8", "replace"),
-                "kind": DEVICE_KINDS.get(kind, "other"),
-                "free_bytes": free.value,
-                "total_bytes": total.value,
+                "name": said.name.decode("utf-8", "replace"),
+                "description": said.description.decode("utf-8", "replace"),
+                "kind": "igpu" if kind == "gpu" and not said.address else kind,
+                "free_bytes": said.free,
+                "total_bytes": said.total,
             }
         )
     return found
@@ -336,10 +351,19 @@ class Llama:
         params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if is_mapped else lib.LLAMA_LOAD_MODE_NONE
         params.use_extra_bufts = not is_mapped
         params.n_gpu_layers = loading.n_gpu_layers
+        if (
+            loading.n_gpu_layers == 0
+        ):  # no device at all: else prompts are still computed on it, in memory nobody planned
+            params.split_mode, params.main_gpu = lib.LLAMA_SPLIT_MODE_NONE, -1
         callback = lib.llama_progress_callback(lambda share, _: _report(progress, share))
         params.progress_callback = callback
         self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
+            if loading.n_gpu_layers and any("unable to allocate" in line for line in _log):
+                raise EngineError(
+                    f"{loading.n_gpu_layers} layers do not fit into the GPU's memory",
+                    "choose fewer with --gpu-layers or free some of it",
+                )
             raise ModelFileError(path, f"cannot be loaded ({last_complaint()})", "convert or fetch the model again")
         self._vocab: Any = lib.llama_model_get_vocab(self._model)
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)
