@@ -76,6 +76,7 @@ class Examination:
     clock_s: float
     is_64_bit: bool
     versions: dict[str, str]
+    closed_devices: tuple[str, ...] = ()  # of GPUs: files that this user may not open
 
     def to_json(self) -> dict[str, Any]:
         plain = asdict(self)
@@ -108,12 +109,13 @@ def examine(root: Path = Path("/")) -> Examination:
         clock_s=time.time(),
         is_64_bit=sys.maxsize > 1 << 32,
         versions=_versions(),
+        closed_devices=_closed_devices(root),
     )
 
 
 def diagnose(seen: Examination) -> list[Finding]:
     """All findings, the worst first."""
-    checks = (_library, _python, _cores, _speed, _heat, _memory, _bandwidth, _disk, _clock)
+    checks = (_library, _gpu, _python, _cores, _speed, _heat, _memory, _bandwidth, _disk, _clock)
     order = ("broken", "slow", "note")
     return sorted(
         (finding for check in checks for finding in check(seen)), key=lambda found: order.index(found.severity)
@@ -148,6 +150,26 @@ def _library(seen: Examination) -> Iterator[Finding]:
     if named:
         why = f"{', '.join(named)}: {GAINS[named[0]]}"
         yield Finding("slow", f"llama.cpp was built without {', '.join(named)}, which this CPU has", why, build)
+
+
+def _gpu(seen: Examination) -> Iterator[Finding]:
+    if not seen.gpu_backends or seen.library.problem is not None:
+        return
+    if any(device.kind in ("gpu", "igpu") for device in seen.library.devices):
+        return
+    backend = seen.gpu_backends[0]
+    driver = {"cuda": "make nvidia-smi list the GPU: install NVIDIA's driver again and restart"}.get(
+        backend, "sudo apt-get install mesa-vulkan-drivers, or the driver of the GPU's maker; then vulkaninfo --summary"
+    )
+    closed = (
+        f"sudo usermod -aG render,video $USER, then log in again: {', '.join(seen.closed_devices)} is closed to you"
+    )
+    yield Finding(
+        "slow",
+        f"llama.cpp was built for a GPU ({backend}), and none answers",
+        "the CPU computes all of it",
+        closed if seen.closed_devices else driver,
+    )
 
 
 def _python(seen: Examination) -> Iterator[Finding]:
@@ -359,6 +381,11 @@ def _controllers(root: Path) -> frozenset[str] | None:
         return frozenset((top[0] / "cgroup.controllers").read_text().split())
     except OSError:
         return None
+
+
+def _closed_devices(root: Path) -> tuple[str, ...]:
+    nodes = [*root.glob("dev/dri/renderD*"), *root.glob("dev/nvidia[0-9]*"), *root.glob("dev/nvidiactl")]
+    return tuple(f"/{node.relative_to(root)}" for node in sorted(nodes) if not os.access(node, os.R_OK | os.W_OK))
 
 
 def _versions() -> dict[str, str]:

@@ -1,5 +1,6 @@
 """Findings: each with a reason and a remedy, from what was seen and nothing else."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -160,3 +161,26 @@ def test_devices_and_features_survive_json(see: See) -> None:
     seen = see("rk3588", library=Answer(frozenset({"NEON"}), (gpu,)))
     assert seen.to_json()["library"]["devices"][0]["description"] == "Mali"
     assert parse_features("CPU : NEON = 1 | SVE = 0 | SVE_CNT = 16 | ") == {"NEON", "SVE_CNT"}
+
+
+def test_a_gpu_that_does_not_answer_is_told_with_its_likeliest_cause(see: See) -> None:
+    answer = see("amd-5800x").library
+    card = Device("Vulkan0", "Radeon", "gpu", 1, 2)
+    assert not [
+        f for f in diagnose(see("amd-5800x", gpu_backends=("vulkan",), library=replace(answer, devices=(card,))))
+    ]
+    found = about(diagnose(see("amd-5800x", gpu_backends=("vulkan",))), "GPU")
+    assert "mesa-vulkan-drivers" in found.mend
+    assert "nvidia-smi" in about(diagnose(see("amd-5800x", gpu_backends=("cuda",))), "GPU").mend
+    closed = see("amd-5800x", gpu_backends=("vulkan",), closed_devices=("/dev/dri/renderD128",))
+    mend = about(diagnose(closed), "GPU").mend
+    assert mend.startswith("sudo usermod -aG render,video $USER")
+    assert "/dev/dri/renderD128" in mend
+
+
+def test_closed_device_files_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("dev/dri/renderD128", "dev/dri/renderD129", "dev/dri/card0", "dev/nvidia0", "dev/nvidiactl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name not in ("renderD128", "card0", "nvidia0"))
+    assert doctor._closed_devices(tmp_path) == ("/dev/dri/renderD128", "/dev/nvidia0")
