@@ -20,7 +20,7 @@ ENGINE_BYTES = 61 * MIB
 # Of GPUs, measured with Vulkan on Mesa's software device:
 BACKEND_BYTES = 9 * MIB  # a back end's own library, layers or not
 PROGRAMS_BYTES, MORE_PROGRAMS_BYTES = 80 * MIB, 140 * MIB  # compiled for the GPU; more where layers stay on the CPU
-N_STREAMED = 3  # matrices of those layers on the GPU at a time: long prompts are computed there all the same
+N_STREAMED = 2  # matrices of those layers on the GPU at a time: long prompts are computed there all the same
 TOKEN_BYTES = 150  # a token in libllama's vocabulary: its text twice, score, attributes, a hash node
 MERGE_BYTES = 165  # a merge of two tokens: both texts and a hash node
 ROW_BYTES = 24  # token, position, places in K and V, of each row of a batch
@@ -94,7 +94,7 @@ def footprint(
         device += max(n_rows * (row_bytes - 8 * info.n_embd), logit_bytes)
         if len(on_device) <= info.n_layers:
             gpu_bytes += MORE_PROGRAMS_BYTES
-            device += N_STREAMED * _largest_matrix(info, on_device) + max(kv_layer_bytes)
+            device += N_STREAMED * _largest_matrix(info, on_device) + round(max(kv_layer_bytes))
     else:
         compute = max(n_rows * row_bytes, logit_bytes) + _work_bytes(info, n_rows)
     return Footprint(

@@ -234,7 +234,7 @@ def test_what_lies_on_a_shared_gpu_must_fit_beside_the_rest(info: ModelInfo, boa
     [
         ("rtx-3080-ti-and-pro-4000", 1 * GB, "all layers on NVIDIA RTX PRO 4000 Blackwell SFF Edition"),
         ("rtx-2060-with-a-desktop", 4 * GB, "all layers on NVIDIA GeForce RTX 2060"),
-        ("rtx-2060-with-a-desktop", 8 * GB, "2 of 5 layers on NVIDIA GeForce RTX 2060"),
+        ("rtx-2060-with-a-desktop", 8 * GB, "3 of 5 layers on NVIDIA GeForce RTX 2060"),
         ("laptop-with-two", 1 * GB, "all layers on NVIDIA GeForce RTX 3050 Laptop GPU"),
         ("jetson-orin-nano", 1 * GB, "all layers on Orin"),
         ("apple-m1", 1 * GB, "all layers on Apple M1"),
