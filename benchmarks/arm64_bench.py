@@ -100,7 +100,7 @@ def main(cpu: str, n_repetitions: int, as_json: bool, inside: Path | None) -> No
 def emulated(launcher: Path, model: Path, n_repetitions: int) -> Times:
     """What `measure` finds there. Raises ClickException with the last words of what went wrong."""
     words = ["-m", "benchmarks.arm64_bench", "--inside", str(model), "--repeat", str(n_repetitions)]
-    done = subprocess.run([launcher, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([str(launcher), *words], cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
         raise click.ClickException(f"{launcher.name} ended with {done.returncode}: {done.stderr[-300:]}")
     return Times(**json.loads(done.stdout))

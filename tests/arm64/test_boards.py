@@ -148,8 +148,8 @@ def test_plan_and_bench(board: Board, models: dict[str, Path]) -> None:
 
 
 def test_the_converter_writes_what_it_writes_here(board: Board, models: dict[str, Path], tmp_path: Path) -> None:
-    """F16 to the bit. Elsewhere the compiler fuses multiplications with additions there, so the search for the best scale of
-    a block may end at another: in few blocks, and as near the weights. docs/builds.md has the counts."""
+    """F16 to the bit. The compiler fuses multiplications with additions there, so the search for a block's scale can
+    end elsewhere: in few blocks, and as near the weights. docs/builds.md has the counts."""
     here = {
         made.path.name.rpartition("-")[2].removesuffix(".gguf"): made.path
         for made in convert(CHECKPOINT, TYPES, tmp_path)
