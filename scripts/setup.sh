@@ -3,6 +3,7 @@
 #
 #   bash scripts/setup.sh             everything, with the tools for tests and checks
 #   bash scripts/setup.sh --no-dev    what is needed to run, no more
+#   bash scripts/setup.sh --wheel W   with a llama.cpp that scripts/build-llama.sh made: nothing is compiled
 #   bash scripts/setup.sh --help      this text
 #
 # Needs Debian 12, Ubuntu 22.04, Raspberry Pi OS 12 (64-bit) or later, or macOS: Python 3.10 or newer and a C++
@@ -28,14 +29,19 @@ set -euo pipefail
 
 VENV_MB=650 # on disk, measured: 490 with the dev extra, 28 more while llama.cpp is replaced; the rest is air
 
-extras=dev
-for arg in "$@"; do
-  case $arg in
+extras=dev given=""
+while [ $# -gt 0 ]; do
+  case $1 in
     --no-dev) extras=none ;;
+    --wheel) [ $# -gt 1 ] || misused "--wheel needs a file" && given=$2 && shift ;;
+    --wheel=*) given=${1#*=} ;;
     -h | --help) help && exit ;;
-    *) misused "unknown option $arg" ;;
+    *) misused "unknown option $1" ;;
   esac
+  shift
 done
+case $given in "" | /*) ;; *) given=$PWD/$given ;; esac
+[ -z "$given" ] || [ -f "$given" ] || die "$given is not there; make it with scripts/build-llama.sh, or leave --wheel out"
 
 export CMAKE_ARGS=${CMAKE_ARGS:--DLLAVA_BUILD=OFF -DGGML_RPC=ON}
 builder=$venv/bin/python
@@ -48,7 +54,7 @@ log=$venv/setup.log
 fingerprint() { # of everything an environment is made from
   {
     cat "$root/setup.cfg" "$root/pyproject.toml" "$root/constraints.txt" "$root/scripts/setup.sh" "$root/scripts/wheel.sh"
-    printf '%s\n' "$root" "$venv" "$CMAKE_ARGS" "${EDGE_PYTHON:-}" "$(cpu_features)" "$("$venv/bin/python" -VV)"
+    printf '%s\n' "$root" "$venv" "$CMAKE_ARGS" "${EDGE_PYTHON:-}" "$given" "$(cpu_features)" "$("$venv/bin/python" -VV)"
   } | digest
 }
 
@@ -96,7 +102,7 @@ usable() { # is there an environment that we can go on with?
 check_machine() { # dies naming all that is missing at once, before anything is made
   if usable && "$venv/bin/python" -c 'import pip' 2>/dev/null; then python=$venv/bin/python; else need_python; fi
   cc=${CC:-$(first_of cc gcc clang)} cxx=${CXX:-$(first_of c++ g++ clang++)}
-  need_compiler "a C and C++ compiler" build-essential
+  [ -n "$given" ] || need_compiler "a C and C++ compiler" build-essential
   refuse_what_is_missing
   "$python" -c 'import struct, sys; sys.exit(struct.calcsize("P") < 8)' ||
     die "this Python is 32-bit, the runtime needs 64; install the 64-bit edition of the system"
@@ -126,6 +132,11 @@ in_venv() { "$venv/bin/python" -m pip "$1" --constraint "$root/constraints.txt" 
 
 own_wheel() { # sets wheel
   local inputs
+  if [ -n "$given" ]; then
+    wheel=$given
+    is_whole "$wheel" || die "$wheel is damaged; copy it again"
+    return
+  fi
   inputs=$(wheel_inputs)
   find_wheel "$llama-$(uname -m)-$(digest <<<"$inputs")" "$inputs"
 }

@@ -248,6 +248,19 @@ def test_a_damaged_wheel_is_built_again(machine):
     assert len(wheel.read_bytes()) > len(whole) // 2
 
 
+def test_with_a_wheel_from_elsewhere_nothing_is_compiled(machine):
+    (machine.programs / "c++").unlink()
+    (machine.folder / "a.whl").write_bytes(b"PK\5\6" + bytes(18))  # an empty archive
+    machine.setup("--wheel", "a.whl")
+    calls = machine.pip_calls()
+    assert any("--force-reinstall" in call and call.endswith("a.whl") for call in calls)
+    assert not any(" wheel " in call for call in calls)
+    assert "nothing to do" in machine.setup("--wheel", "a.whl")[0]
+    (machine.folder / "a.whl").write_bytes(b"PK")
+    assert "damaged" in machine.setup("--wheel", "a.whl", expect=1, EDGE_VENV=str(machine.folder / "b"))[-1]
+    assert "b.whl is not there" in machine.setup("--wheel=b.whl", expect=1)[-1]
+
+
 @pytest.mark.parametrize(
     ("says", "next_step"),
     [
