@@ -136,6 +136,7 @@ if [ ! -d "$machine" ]; then
 fi
 touch -- "$machine"
 find "$cache/arm64" -mindepth 1 -maxdepth 1 -mtime +7 -exec rm -rf -- {} + # nobody's for a week
+[ ! -d "$machine/pyc" ] || find "$machine/pyc" -name '*.pyc' -mtime +7 -delete # of clones that are gone, too
 if [ "$prepare_only" = yes ]; then
   printf 'export EDGE_ARM64=%q\n' "$machine"
   exit

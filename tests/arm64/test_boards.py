@@ -73,12 +73,10 @@ def serving(board: Board, model: Path) -> Iterator[str]:
     process = board.start("-m", "edge.cli", "serve", str(model), "--port", "0")
     assert process.stderr
     try:
-        for line in process.stderr:
-            if found := re.search(r"serving .* at (http://\S*:\d+)", line):
-                break
-        else:
-            raise AssertionError("it did not start")
-        yield found[1]
+        addresses = (re.search(r"serving .* at (http://\S*:\d+)", line) for line in process.stderr)
+        started = next(filter(None, addresses), None)
+        assert started, "it did not start"
+        yield started[1]
     finally:
         process.terminate()
         process.communicate(timeout=60)
