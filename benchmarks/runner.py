@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -15,6 +16,7 @@ from benchmarks.measure import Ended, Order, Ready
 from benchmarks.record import Gate, Model, Program, Sample
 from benchmarks.schema import from_json, to_json
 from benchmarks.workload import Workload
+from edge.board.build import wrong_build
 from edge.board.topology import allowed_cpus, compute_cpus, n_compute_threads
 from edge.errors import EngineError
 from edge.model.gguf import ModelInfo, read_model_info
@@ -136,6 +138,8 @@ class Child:
         if not answer:
             code = self._process.wait()
             self._listener.join()
+            if code == -signal.SIGILL:
+                raise wrong_build()
             last = next((words for words in reversed(self._stderr) if words.strip()), f"exit code {code}")
             raise EngineError(f"measuring {self.job.name} failed ({last.strip()})", "try `edge inspect` on the file")
         body: dict[str, object] = json.loads(answer)

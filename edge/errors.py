@@ -192,6 +192,16 @@ class EngineDownError(EdgeError):
 
 
 @dataclass(eq=False)
+class WrongBuildError(EngineDownError):
+    """A process stopped at an instruction that this CPU does not have. command: what makes the build that fits."""
+
+    command: str
+
+    def __str__(self) -> str:
+        return f"{self.reason}; run: {self.command}"
+
+
+@dataclass(eq=False)
 class PoisonedRequestError(EdgeError):
     n_deaths: int
 

@@ -61,7 +61,8 @@ def doctor(*, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from edge.board.doctor import build_target, diagnose, examine
+    from edge.board.build import build_target
+    from edge.board.doctor import diagnose, examine
 
     seen = examine()
     findings = diagnose(seen)

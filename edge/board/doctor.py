@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from edge import __version__
 from edge.board import library, probes
+from edge.board.build import build_command
 from edge.board.library import Answer
 from edge.board.memory import Memory, read_memory
 from edge.board.sensors import Sensors, read_sensors
@@ -24,7 +25,6 @@ from edge.board.topology import Topology, cgroup_folders, read_topology
 from edge.config import cache_dir
 
 Severity = Literal["broken", "slow", "note"]
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 HOT_C = 80.0
 ROOM_BYTES = 3 << 30  # a converted model of a few billion parameters
 SLOW_DISK = 80e6  # bytes/s: a good SD card reaches this
@@ -122,31 +122,17 @@ def diagnose(seen: Examination) -> list[Finding]:
     )
 
 
-def build_target(topology: Topology) -> str:
-    """The target of scripts/build-llama.sh that fits this machine."""
-    name, features = topology.name, topology.features
-    if "NEON" in features:
-        if "Raspberry Pi 5" in name:
-            return "pi5"
-        if "Raspberry Pi 4" in name:
-            return "pi4"
-        if any(cluster.name == "Cortex-A76" for cluster in topology.clusters) and len(topology.clusters) > 1:
-            return "rk3588"
-        if "MATMUL_INT8" in features:
-            return "armv8.6-i8mm"
-        return "armv8.2-dotprod" if "DOTPROD" in features else "armv8.0"
-    return "native"
-
-
 def _library(seen: Examination) -> Iterator[Finding]:
-    script = SCRIPTS / "build-llama.sh"
-    build = f"bash scripts/{script.name} --target {build_target(seen.topology)}"
-    if not script.is_file():
-        build = "pip install --force-reinstall --no-deps --no-cache-dir --no-binary :all: llama-cpp-python==0.3.36"
+    build = build_command(seen.topology)
     if seen.library.problem is not None:
         yield Finding("broken", f"llama.cpp cannot be used: {seen.library.problem}", "no model can be run", build)
         return
-    named = [name for name in GAINS if name in seen.topology.features - seen.library.features]  # the worst first
+    has = seen.topology.features
+    if has and (foreign := [name for name in GAINS if name in seen.library.features - has]):
+        what = f"llama.cpp was built for another CPU: with {', '.join(foreign)}, which this one does not have"
+        yield Finding("broken", what, "a process that loads it is ended by the first such instruction", build)
+        return
+    named = [name for name in GAINS if name in has - seen.library.features]  # the worst first
     if named:
         why = f"{', '.join(named)}: {GAINS[named[0]]}"
         yield Finding("slow", f"llama.cpp was built without {', '.join(named)}, which this CPU has", why, build)

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from edge.board.build import wrong_build
 from edge.config import SAMPLING_RANGES, EngineSettings
 from edge.engine import protocol
 from edge.engine.protocol import (
@@ -48,7 +49,6 @@ from edge.errors import (
     EdgeError,
     EngineDiedError,
     EngineDownError,
-    EngineError,
     OutOfRangeError,
     PoisonedRequestError,
 )
@@ -194,7 +194,7 @@ class EngineClient:
     async def _asked(self, request: Tokenize | Detokenize) -> Event:
         """The one event that answers a request."""
         if self.state in ("down", "closed"):
-            raise EngineDownError(self.last_death or "it was stopped")
+            raise self._down()
         pending = self._put(request)
         try:
             event = await pending.events.get()
@@ -211,7 +211,7 @@ class EngineClient:
             if value is not None and not low <= value <= high:  # NaN too
                 raise OutOfRangeError(name, value, low, high)
         if self.state in ("down", "closed"):
-            raise EngineDownError(self.last_death or "it was stopped")
+            raise self._down()
         if request.n_logprobs is not None and not 0 <= request.n_logprobs <= N_LOGPROBS_MAX:
             raise OutOfRangeError("n_logprobs", request.n_logprobs, 0, N_LOGPROBS_MAX)
         now = time.monotonic()
@@ -263,10 +263,7 @@ class EngineClient:
                 return
             assert self._process is not None
             if self._process.returncode == -signal.SIGILL:  # it would die of it again
-                self._load_error = EngineError(
-                    "llama.cpp was built for another CPU and stopped at an instruction that this one does not have",
-                    "see edge doctor for the build that fits",
-                )
+                self._load_error = wrong_build()
             if self._load_error is not None:  # the file or the library is at fault, not the process
                 self._go_down(str(self._load_error))
                 return
@@ -360,9 +357,15 @@ class EngineClient:
     def _go_down(self, reason: str) -> None:
         self.state, self.ready, self.last_death = "down", None, reason
         for pending in self._pending.values():
-            pending.events.put_nowait(EngineDownError(reason))
+            pending.events.put_nowait(self._down())
         self._pending.clear()
         self._is_up.set()
+
+    def _down(self) -> EngineDownError:
+        """Why nothing is answered any more."""
+        if isinstance(self._load_error, EngineDownError):
+            return self._load_error
+        return EngineDownError(self.last_death or "it was stopped")
 
     def _kill(self) -> None:
         if self._process is not None and self._process.returncode is None:
