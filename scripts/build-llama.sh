@@ -14,6 +14,7 @@
 # Environment:
 #   CMAKE_ARGS    more flags, after those of the target; the last one counts
 #   CC, CXX       the compilers; those of the target where that is another kind of machine
+#   VULKAN_INCLUDE   a folder with vulkan/vulkan.h of 1.4. Default: the system's; where it is too old, Debian 13's
 #   CFLAGS, CXXFLAGS, LDFLAGS, CMAKE_BUILD_PARALLEL_LEVEL, EDGE_PYTHON, EDGE_VENV, EDGE_CACHE   as in scripts/setup.sh
 #
 # The full log is build-llama.log in the cache folder.
@@ -23,6 +24,8 @@ set -euo pipefail
 . "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
 # shellcheck source=scripts/wheel.sh
 . "$root/scripts/wheel.sh"
+# shellcheck source=scripts/vulkan.sh
+. "$root/scripts/vulkan.sh"
 
 # Name, machine it runs on, what it needs beyond a compiler (a function need_NAME below), flags, and what it is for.
 # Boards stand for an instruction set: their wheels are the same, byte for byte.
@@ -47,7 +50,7 @@ metal           | this    | metal   | $own -DGGML_METAL=ON       | a Mac with Ap
 END
 }
 
-# ---- what a target needs; each prints what its wheel depends on besides the compiler
+# ---- what a target needs; each prints what its wheel depends on besides the compiler, flags_NAME what CMake must know
 
 need_nothing() { :; }
 
@@ -62,14 +65,14 @@ need_cuda() {
 }
 
 need_vulkan() {
-  local lacking=()
-  command -v glslc >/dev/null || lacking+=(glslc)
-  echo '#include <vulkan/vulkan.h>' | $cxx -E -x c++ - >/dev/null 2>&1 || lacking+=(libvulkan-dev)
-  echo '#include <spirv/unified1/spirv.hpp>' | $cxx -E -x c++ - >/dev/null 2>&1 || lacking+=(spirv-headers)
-  [ "${#lacking[@]}" -eq 0 ] ||
-    die "target vulkan needs Vulkan's headers and shader compiler; install them with: sudo apt-get install ${lacking[*]}"
+  local lacking
+  lacking=$(vulkan_lacks)
+  [ -z "$lacking" ] ||
+    die "target vulkan needs a shader compiler, its headers and a loader; install them with: sudo apt-get install $lacking"
   glslc --version | head -n 1
 }
+
+flags_vulkan() { vulkan_flags; }
 
 need_metal() { [ "$(uname -sm)" = "Darwin arm64" ] || die "target metal is for a Mac with Apple silicon; see --list"; }
 
@@ -115,11 +118,12 @@ base_inputs() { # all that every target's wheel depends on, and the objects they
 }
 
 build() { # build TARGET ROW: prints the path of its wheel
-  local machine flags own inputs key folder
-  machine=$(field 1 "$2") flags=$(field 3 "$2")
+  local machine need flags own inputs key folder
+  machine=$(field 1 "$2") need=$(field 2 "$2") flags=$(field 3 "$2")
   choose_compilers "$machine"
   refuse_what_is_missing
-  own=$("need_$(field 2 "$2")")
+  own=$("need_$need")
+  ! declare -F "flags_$need" >/dev/null || flags+=" $("flags_$need")"
   if [ "$machine" = this ]; then # as in scripts/setup.sh
     spare_amx
     own+=$(cpu_features)

@@ -5,14 +5,13 @@
 #   bash scripts/test-vulkan.sh -k memory     the rest of the line goes to pytest
 #   bash scripts/test-vulkan.sh --help        this text
 #
-# No part of scripts/test.sh: the first run builds for ten minutes on two cores, into an environment of its own in the
-# cache folder, 1 GB; later ones take three minutes. Needs Debian 12 or later with glslc, spirv-headers, libvulkan1 and
-# mesa-vulkan-drivers: as root they are installed, else the line that installs them is named. The Vulkan headers of
-# Debian 12 are too old; those of Debian 13 are fetched with apt and unpacked in the cache folder.
+# No part of scripts/test.sh: the first run builds the target vulkan of build-llama.sh for ten minutes on two cores, and
+# an environment of its own in the cache folder, 1 GB; later ones take three minutes. Needs Debian 12 or later with glslc,
+# spirv-headers, libvulkan1 and mesa-vulkan-drivers: as root they are installed, else the line that installs them is named.
 #
-# Environment: EDGE_CACHE, EDGE_PYTHON and CMAKE_BUILD_PARALLEL_LEVEL as in scripts/setup.sh
+# Environment: EDGE_CACHE, EDGE_PYTHON and CMAKE_BUILD_PARALLEL_LEVEL as in scripts/setup.sh; VULKAN_INCLUDE as in
+# scripts/build-llama.sh
 #   GGML_VK_VISIBLE_DEVICES   which device. Default: 0, the software device where there is no GPU
-#   VULKAN_INCLUDE            a folder with vulkan/vulkan.h, of 1.4.300 or later
 
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
@@ -41,9 +40,9 @@ need_packages() {
 }
 
 need_packages
-flags=$(vulkan_flags)
+wheel=$(bash "$root/scripts/build-llama.sh" --target vulkan --out "$cache/vulkan/wheel")
 export EDGE_VENV=$cache/vulkan/venv GGML_VK_VISIBLE_DEVICES=${GGML_VK_VISIBLE_DEVICES:-0}
-CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_RPC=ON -DGGML_VULKAN=ON $flags" bash "$root/scripts/setup.sh"
+bash "$root/scripts/setup.sh" --wheel "$wheel"
 cd -- "$root"
 "$EDGE_VENV/bin/python" -c 'import sys; from edge.board import library; sys.exit(not library.devices())' ||
   die "no Vulkan device answers; see: $EDGE_VENV/bin/edge doctor"

@@ -11,7 +11,7 @@ first_found() { # first_found FILE...: the first that exists, or nothing
 }
 
 vulkan_loader() { # not just any libvulkan: browsers bring their own
-  first_found "/usr/lib/$(cc -dumpmachine 2>/dev/null)/libvulkan.so.1" "/usr/lib/$(uname -m)-linux-gnu/libvulkan.so.1" \
+  first_found "/usr/lib/$(${cc:-cc} -dumpmachine 2>/dev/null)/libvulkan.so.1" "/usr/lib/$(uname -m)-linux-gnu/libvulkan.so.1" \
     /usr/lib64/libvulkan.so.1 /usr/lib/libvulkan.so.1
 }
 

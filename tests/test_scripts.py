@@ -376,7 +376,7 @@ def test_what_was_built_for_a_board_is_not_installed_on_the_pc(machine):
     assert "pip install --force-reinstall --no-deps" in lines[-1]
 
 
-@pytest.mark.parametrize("name", ["setup", "check", "test", "demo", "build-llama", "test-arm64"])
+@pytest.mark.parametrize("name", ["setup", "check", "test", "demo", "build-llama", "test-arm64", "test-vulkan"])
 def test_every_script_explains_itself(name):
     result = subprocess.run(
         ["bash", f"scripts/{name}.sh", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
