@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -16,6 +17,7 @@ from benchmarks.measure import Ended, Order, Ready
 from benchmarks.record import USUAL, Gate, Model, Program, Sample, Settings
 from benchmarks.schema import from_json, to_json
 from benchmarks.workload import Workload
+from edge.board.build import wrong_build
 from edge.board.plan import Board, Plan, Wish, make_plan
 from edge.board.topology import allowed_cpus, compute_cpus, n_compute_threads
 from edge.errors import EngineError
@@ -156,6 +158,8 @@ class Child:
         if not answer:
             code = self._process.wait()
             self._listener.join()
+            if code == -signal.SIGILL:
+                raise wrong_build()
             last = next((words for words in reversed(self._stderr) if words.strip()), f"exit code {code}")
             raise EngineError(f"measuring {self.job.name} failed ({last.strip()})", "try `edge inspect` on the file")
         body: dict[str, object] = json.loads(answer)
@@ -183,19 +187,14 @@ class Afresh:
         self.n_warmups_max = 0
         self._child = Child(job)
         self._is_used = False
-
-    @property
-    def ready(self) -> Ready:
-        return self._child.ready
-
-    @property
-    def info(self) -> ModelInfo | None:
-        return self._child.info
+        self.ready: Ready = self._child.ready
+        self.info: ModelInfo | None = self._child.info
 
     def prepare(self) -> None:
         if self._is_used:
             self._child.close()
             self._child = Child(self.job)
+            self.ready = self._child.ready
         self._is_used = True
         self._child.repeat()
 

@@ -178,7 +178,9 @@ async def measure_tokens(model: Path, n_tokens: int, n_rounds: int, n_threads: i
         await engine.start()
         await server.streams(8)
         await alone(engine, model, 8, server.ends)
-        served, bare, crowded = [], [], []
+        bare: list[Run] = []
+        served: list[Run] = []
+        crowded: list[Run] = []
         for i in range(n_rounds):
             bare.append(await alone(engine, model, n_tokens, server.ends))
             for is_crowded in (False, True) if i % 2 else (True, False):

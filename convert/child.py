@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from edge.board.build import wrong_build
 from edge.engine.protocol import Failed
 from edge.errors import EdgeError, EngineError
 
@@ -58,6 +59,8 @@ def run(module: str, job: Json, report: Report = silent) -> Json:
             child.kill()
             child.wait()
             child.stdout.close()
+    if code == -signal.SIGILL:
+        raise wrong_build()
     last = next((line.strip() for line in reversed(said) if line.strip()), "it said nothing")
     reason = signal.Signals(-code).name if code < 0 else last
     raise EngineError(f"the work on {Path(job['model']).name} ended early ({reason})", "try `edge inspect` on it")

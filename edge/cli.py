@@ -245,6 +245,8 @@ def engine_settings(
     plan = make_plan(info, Wish(ctx, slots, threads, gpu_layers, force), default_slots=n_slots)
     for note in plan.notes:
         logging.getLogger(__name__).info("plan: %s", note)
+    for warning in plan.warnings:
+        click.echo(f"Note: {warning}.", err=True)
     if plan.settings.cpus:  # else the engine stays where this process is, and that must be everywhere
         bind_front(plan.board.topology)
     return plan.settings

@@ -115,18 +115,21 @@ class NoSpaceError(EdgeError):
 
 @dataclass(eq=False)
 class NoMemoryError(EdgeError):
-    """A model that does not fit into what may be used of memory. nearest: what would fit, in words."""
+    """A model that does not fit into what may be used of memory. nearest: what would fit, in words; place: whose,
+    if not the machine's."""
 
     path: Path
     n_ctx_tokens: int
     n_bytes_needed: int
     n_bytes_usable: int
     nearest: str
+    place: str = ""
 
     def __str__(self) -> str:
         need, usable = self.n_bytes_needed / 1e6, self.n_bytes_usable / 1e6
+        where = f" on {self.place}" if self.place else ""
         return (
-            f"{self.path}: needs {need:,.0f} MB with a context of {self.n_ctx_tokens:,} tokens, "
+            f"{self.path}: needs {need:,.0f} MB{where} with a context of {self.n_ctx_tokens:,} tokens, "
             f"{usable:,.0f} MB can be used; {self.nearest}; free some memory, or try it all the same with --force"
         )
 
@@ -191,6 +194,16 @@ class EngineDownError(EdgeError):
 
     def __str__(self) -> str:
         return f"the engine is down after dying again and again ({self.reason}); see the log, then start it again"
+
+
+@dataclass(eq=False)
+class WrongBuildError(EngineDownError):
+    """A process stopped at an instruction that this CPU does not have. command: what makes the build that fits."""
+
+    command: str
+
+    def __str__(self) -> str:
+        return f"{self.reason}; run: {self.command}"
 
 
 @dataclass(eq=False)

@@ -11,6 +11,8 @@
 set -euo pipefail
 # shellcheck source=scripts/lib.sh
 . "$(dirname -- "${BASH_SOURCE[0]}")/lib.sh"
+# shellcheck source=scripts/wheel.sh
+. "$root/scripts/wheel.sh"
 
 targets=()
 for arg in "$@"; do
@@ -22,36 +24,30 @@ for arg in "$@"; do
 done
 [ "${#targets[@]}" -gt 0 ] || targets=(llama-bench llama-server llama-quantize llama-perplexity llama-imatrix)
 
-version=$(sed -n 's/^llama-cpp-python==//p' "$root/constraints.txt")
-home=${HOME:-$(cd ~ && pwd)}
-peers=${EDGE_CACHE:-${XDG_CACHE_HOME:-$home/.cache}/edge}/peers/$version
-tools=$peers/tools
 [ -x "$venv/bin/python" ] || die "$venv is not there; run: bash scripts/setup.sh"
+peers=$cache/peers/$llama
+tools=$peers/tools
 mkdir -p -- "$peers"
+log=$peers/build.log
+: >"$log"
+python=$venv/bin/python builder=$venv/bin/python
+cc=${CC:-cc} cxx=${CXX:-c++}
+CMAKE_ARGS=${CMAKE_ARGS:-}
 
-if [ ! -x "$tools/bin/cmake" ]; then
-  say "fetching the build tools"
-  "$venv/bin/python" -m venv "$tools"
-  "$tools/bin/python" -m pip install --quiet --constraint "$root/constraints.txt" scikit-build-core cmake ninja
-fi
+[ -x "$tools/bin/cmake" ] || step "fetching the build tools" build_tools "$tools"
 PATH=$tools/bin:$PATH
 if [ ! -d "$peers/source" ]; then
-  say "fetching llama.cpp $version"
-  rm -rf -- "$peers/download" && mkdir -p -- "$peers/download"
-  "$tools/bin/python" -m pip download --quiet --no-deps --no-binary llama-cpp-python --no-build-isolation \
-    --dest "$peers/download" "llama-cpp-python==$version"
-  tar -xzf "$peers"/download/*.tar.gz -C "$peers/download"
-  mv -- "$peers"/download/*/vendor/llama.cpp "$peers/source"
-  rm -rf -- "$peers/download"
+  work=$peers/fetching
+  rm -rf -- "$work"
+  step "fetching llama.cpp $llama" fetch_source "$tools"
+  mv -- "$work/source/vendor/llama.cpp" "$peers/source"
+  rm -rf -- "$work"
 fi
-if grep -qsw amx_tile /proc/cpuinfo; then # as in scripts/setup.sh: these kernels crash
-  flags="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
-  export CFLAGS="${CFLAGS:-} $flags" CXXFLAGS="${CXXFLAGS:-} $flags"
-fi
-say "building ${targets[*]}: ten minutes on two cores; log: $peers/build.log"
+spare_amx
+say "building ${targets[*]}: ten minutes on two cores; log: $log"
 {
   cmake -S "$peers/source" -B "$peers/build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DLLAMA_CURL=OFF \
     -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_BUILD_WEBUI=OFF -DLLAMA_OPENSSL=OFF
   cmake --build "$peers/build" --parallel "${JOBS:-$(nproc)}" --target "${targets[@]}"
-} >"$peers/build.log" 2>&1 || die "the build failed; see the end of $peers/build.log"
+} >>"$log" 2>&1 || die "the build failed; see the end of $log"
 printf '%s\n' "$peers/build/bin"

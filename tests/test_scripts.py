@@ -21,9 +21,10 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 SETUP = ROOT / "scripts/setup.sh"
+BUILD = ROOT / "scripts/build-llama.sh"
 TOOLS = (
-    "awk basename bash cat cp cut date df dirname env find flock getconf grep gzip head ldd ls mkdir mv nproc rm sed "
-    "sh sleep sort stty sync tail tar touch tr uname wc"
+    "awk basename bash cat cp cut date df dirname env find flock getconf grep gzip head ldd ls mkdir mv nproc readlink "
+    "rm sed sh sleep sort stty sync tail tar touch tr uname wc"
 )
 
 PYTHON = """#!/bin/sh
@@ -85,9 +86,9 @@ class Machine:
     def room(self, n_mb: int) -> None:
         self.program("df", f"echo header; echo disk 1 1 {n_mb * 1024} 1% /")
 
-    def start(self, *arguments: str, **env: str) -> "subprocess.Popen[str]":
+    def start(self, *arguments: str, script: str | Path = SETUP, **env: str) -> "subprocess.Popen[str]":
         return subprocess.Popen(
-            ["bash", str(SETUP), *arguments],
+            ["bash", str(script), *arguments],
             env={
                 "PATH": str(self.programs),
                 "HOME": str(self.folder),
@@ -110,6 +111,20 @@ class Machine:
         assert process.returncode == expect, err
         assert out == ""
         return err.splitlines()
+
+    def pc(self) -> None:
+        """Make it an x86-64 PC with Linux and a cross-compiler for arm64."""
+        self.program("uname", "case $1 in -s) echo Linux ;; -m) echo x86_64 ;; *) echo Linux x86_64 ;; esac")
+        for name in ("gcc", "g++"):
+            says = "case $1 in -dumpmachine) echo aarch64-linux-gnu ;; *) echo 'gcc (stand-in) 1.0' ;; esac"
+            self.program(f"aarch64-linux-gnu-{name}", says)
+
+    def build(self, *arguments: str, expect: int = 0, **env: str) -> tuple[list[str], list[str]]:
+        """Run build-llama.sh; give the paths it printed, and its lines on stderr."""
+        process = self.start(*arguments, script=BUILD, **env)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == expect, err
+        return out.splitlines(), err.splitlines()
 
     def calls(self) -> list[str]:
         """What Python was asked to do since the last look."""
@@ -250,6 +265,19 @@ def test_a_damaged_wheel_is_built_again(machine):
     assert len(wheel.read_bytes()) > len(whole) // 2
 
 
+def test_with_a_wheel_from_elsewhere_nothing_is_compiled(machine):
+    (machine.programs / "c++").unlink()
+    (machine.folder / "a.whl").write_bytes(b"PK\5\6" + bytes(18))  # an empty archive
+    machine.setup("--wheel", "a.whl")
+    calls = machine.pip_calls()
+    assert any("--force-reinstall" in call and call.endswith("a.whl") for call in calls)
+    assert not any(" wheel " in call for call in calls)
+    assert "nothing to do" in machine.setup("--wheel", "a.whl")[0]
+    (machine.folder / "a.whl").write_bytes(b"PK")
+    assert "damaged" in machine.setup("--wheel", "a.whl", expect=1, EDGE_VENV=str(machine.folder / "b"))[-1]
+    assert "b.whl is not there" in machine.setup("--wheel=b.whl", expect=1)[-1]
+
+
 @pytest.mark.parametrize(
     ("says", "next_step"),
     [
@@ -300,7 +328,72 @@ def wait_for(reader: int, n_seconds: float = 60) -> bytes:
     return os.read(reader, 100)
 
 
-@pytest.mark.parametrize("name", ["setup", "check", "test", "demo"])
+def test_a_board_s_wheel_is_built_on_a_pc_once(machine):
+    machine.pc()
+    usb = machine.folder / "usb stick"
+    (path,), _ = machine.build("--target", "pi5", "--out", str(usb))
+    assert Path(path).is_file()
+    assert Path(path).parent == usb
+    assert any(" wheel " in call and "--no-cache-dir" in call for call in machine.pip_calls())
+    machine.build("--target=rk3588", "--out", str(usb))  # another name for the same instructions
+    assert not any(" wheel " in call for call in machine.pip_calls())
+    machine.build("--target", "pi4", "--out", str(usb))
+    machine.build("--target", "pi4", "--out", str(usb), CMAKE_ARGS="-DGGML_OPENMP=OFF")
+    assert len(machine.wheels()) == 3
+    flags = [(wheel.parent / "inputs.txt").read_text() for wheel in machine.wheels()]
+    assert all("-DCMAKE_SYSTEM_PROCESSOR=aarch64" in text and "-DGGML_RPC=ON" in text for text in flags)
+    assert not list(machine.cache.glob("wheels/.building-*"))
+
+
+def test_several_boards_share_one_source_and_one_set_of_objects(machine):
+    machine.pc()
+    out = machine.folder / "out"
+    paths, _ = machine.build("--target", "pi4", "--target", "pi5", "--out", str(out))
+    assert [Path(path).parent for path in paths] == [out / "pi4", out / "pi5"]
+    calls = machine.pip_calls()
+    assert sum(" download " in call for call in calls) == 1
+    folders = {word for call in calls if " wheel " in call for word in call.split() if word.startswith("build-dir=")}
+    assert len(folders) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        ([], 2, "name a --target: native, pi4, pi5"),
+        (["--target"], 2, "--target needs a value"),
+        (["--target", "pi6"], 2, "there is no target pi6; choose one of: native, pi4, pi5"),
+        (["--frob"], 2, "unknown option --frob"),
+        (["--target", "pi5"], 1, "sudo apt-get install g++-aarch64-linux-gnu"),
+        (["--target", "metal"], 1, "for a Mac with Apple silicon"),
+        (["--target", "cuda"], 1, "target cuda needs "),
+        (["--target", "vulkan"], 1, "glslc"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_one_sentence(machine, arguments, code, words):
+    machine.pc()
+    (machine.programs / "aarch64-linux-gnu-g++").unlink()
+    machine.program("c++", "case $1 in -E) exit 1 ;; *) echo 'c++ (stand-in) 1.0' ;; esac")
+    out, lines = machine.build(*arguments, expect=code)
+    assert out == []
+    assert words in lines[-1]
+    assert not machine.wheels()
+
+
+def test_a_compiler_for_another_machine_is_refused(machine):
+    machine.pc()
+    machine.program("odd-cc", "echo riscv64-linux-gnu")
+    _, lines = machine.build("--target", "pi5", expect=1, CC="odd-cc")
+    assert "CC is odd-cc, which does not compile for aarch64" in lines[-1]
+
+
+def test_what_was_built_for_a_board_is_not_installed_on_the_pc(machine):
+    machine.pc()
+    _, lines = machine.build("--target", "pi5", "--install", "--out", str(machine.folder), expect=1)
+    assert "copy " in lines[-1]
+    assert "pip install --force-reinstall --no-deps" in lines[-1]
+
+
+@pytest.mark.parametrize("name", ["setup", "check", "test", "demo", "build-llama", "test-arm64", "test-vulkan"])
 def test_every_script_explains_itself(name):
     result = subprocess.run(
         ["bash", f"scripts/{name}.sh", "--help"], cwd=ROOT, capture_output=True, text=True, check=True

@@ -61,7 +61,8 @@ def doctor(*, as_json: bool) -> None:
     """
     from dataclasses import asdict
 
-    from edge.board.doctor import build_target, diagnose, examine
+    from edge.board.build import build_target
+    from edge.board.doctor import diagnose, examine
 
     seen = examine()
     findings = diagnose(seen)
@@ -167,6 +168,7 @@ def plan_rows(found: "Plan") -> list[tuple[str, str]]:
     """A plan for people, as (name, value)."""
     settings, parts, memory, topology = found.settings, found.footprint, found.board.memory, found.board.topology
     modes = {"read": "read into memory", "map": "mapped from the file"}
+    drivers = ", drivers" if found.board.driver_bytes else ""
     repacked = f", {megabytes(parts.repacked)} of it laid out for this CPU" if parts.repacked else ""
     rows = [
         ("board", topology.name or "unknown"),
@@ -177,11 +179,12 @@ def plan_rows(found: "Plan") -> list[tuple[str, str]]:
         ("KV cache", megabytes(parts.kv)),
         ("compute", megabytes(parts.compute)),
         ("logits", megabytes(parts.logits)),
-        ("engine", f"{megabytes(parts.engine)} for Python, libraries and the vocabulary"),
+        ("engine", f"{megabytes(parts.engine)} for Python, libraries{drivers} and the vocabulary"),
         ("total", f"{megabytes(parts.total)} at its peak"),
     ]
     if parts.device:
-        rows.append(("on the GPU", f"{megabytes(parts.device)}, {settings.n_gpu_layers} layers"))
+        place = ", in the same memory: part of the total" if parts.shares_memory else ", in its own memory"
+        rows.append(("on the GPU", f"{megabytes(parts.device)}, {settings.n_gpu_layers} layers{place}"))
     if memory is not None:
         limit = "" if memory.cgroup_limit_bytes is None else f", limited to {megabytes(memory.cgroup_limit_bytes)}"
         usable = megabytes(found.board.usable_bytes or 0)

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from edge import __version__
 from edge.board import library, probes
+from edge.board.build import build_command
 from edge.board.library import Answer
 from edge.board.memory import Memory, read_memory
 from edge.board.sensors import Sensors, read_sensors
@@ -24,7 +25,6 @@ from edge.board.topology import Topology, cgroup_folders, read_topology
 from edge.config import cache_dir
 
 Severity = Literal["broken", "slow", "note"]
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 HOT_C = 80.0
 ROOM_BYTES = 3 << 30  # a converted model of a few billion parameters
 SLOW_DISK = 80e6  # bytes/s: a good SD card reaches this
@@ -76,6 +76,7 @@ class Examination:
     clock_s: float
     is_64_bit: bool
     versions: dict[str, str]
+    closed_devices: tuple[str, ...] = ()  # of GPUs: files that this user may not open
 
     def to_json(self) -> dict[str, Any]:
         plain = asdict(self)
@@ -108,46 +109,53 @@ def examine(root: Path = Path("/")) -> Examination:
         clock_s=time.time(),
         is_64_bit=sys.maxsize > 1 << 32,
         versions=_versions(),
+        closed_devices=_closed_devices(root),
     )
 
 
 def diagnose(seen: Examination) -> list[Finding]:
     """All findings, the worst first."""
-    checks = (_library, _python, _cores, _speed, _heat, _memory, _bandwidth, _disk, _clock)
+    checks = (_library, _gpu, _python, _cores, _speed, _heat, _memory, _bandwidth, _disk, _clock)
     order = ("broken", "slow", "note")
     return sorted(
         (finding for check in checks for finding in check(seen)), key=lambda found: order.index(found.severity)
     )
 
 
-def build_target(topology: Topology) -> str:
-    """The target of scripts/build-llama.sh that fits this machine."""
-    name, features = topology.name, topology.features
-    if "NEON" in features:
-        if "Raspberry Pi 5" in name:
-            return "pi5"
-        if "Raspberry Pi 4" in name:
-            return "pi4"
-        if any(cluster.name == "Cortex-A76" for cluster in topology.clusters) and len(topology.clusters) > 1:
-            return "rk3588"
-        if "MATMUL_INT8" in features:
-            return "armv8.6-i8mm"
-        return "armv8.2-dotprod" if "DOTPROD" in features else "armv8.0"
-    return "native"
-
-
 def _library(seen: Examination) -> Iterator[Finding]:
-    script = SCRIPTS / "build-llama.sh"
-    build = f"bash scripts/{script.name} --target {build_target(seen.topology)}"
-    if not script.is_file():
-        build = "pip install --force-reinstall --no-deps --no-cache-dir --no-binary :all: llama-cpp-python==0.3.36"
+    build = build_command(seen.topology)
     if seen.library.problem is not None:
         yield Finding("broken", f"llama.cpp cannot be used: {seen.library.problem}", "no model can be run", build)
         return
-    named = [name for name in GAINS if name in seen.topology.features - seen.library.features]  # the worst first
+    has = seen.topology.features
+    if has and (foreign := [name for name in GAINS if name in seen.library.features - has]):
+        what = f"llama.cpp was built for another CPU: with {', '.join(foreign)}, which this one does not have"
+        yield Finding("broken", what, "a process that loads it is ended by the first such instruction", build)
+        return
+    named = [name for name in GAINS if name in has - seen.library.features]  # the worst first
     if named:
         why = f"{', '.join(named)}: {GAINS[named[0]]}"
         yield Finding("slow", f"llama.cpp was built without {', '.join(named)}, which this CPU has", why, build)
+
+
+def _gpu(seen: Examination) -> Iterator[Finding]:
+    if not seen.gpu_backends or seen.library.problem is not None:
+        return
+    if any(device.kind in ("gpu", "igpu") for device in seen.library.devices):
+        return
+    backend = seen.gpu_backends[0]
+    driver = {"cuda": "make nvidia-smi list the GPU: install NVIDIA's driver again and restart"}.get(
+        backend, "sudo apt-get install mesa-vulkan-drivers, or the driver of the GPU's maker; then vulkaninfo --summary"
+    )
+    closed = (
+        f"sudo usermod -aG render,video $USER, then log in again: {', '.join(seen.closed_devices)} is closed to you"
+    )
+    yield Finding(
+        "slow",
+        f"llama.cpp was built for a GPU ({backend}), and none answers",
+        "the CPU computes all of it",
+        closed if seen.closed_devices else driver,
+    )
 
 
 def _python(seen: Examination) -> Iterator[Finding]:
@@ -359,6 +367,11 @@ def _controllers(root: Path) -> frozenset[str] | None:
         return frozenset((top[0] / "cgroup.controllers").read_text().split())
     except OSError:
         return None
+
+
+def _closed_devices(root: Path) -> tuple[str, ...]:
+    nodes = [*root.glob("dev/dri/renderD*"), *root.glob("dev/nvidia[0-9]*"), *root.glob("dev/nvidiactl")]
+    return tuple(f"/{node.relative_to(root)}" for node in sorted(nodes) if not os.access(node, os.R_OK | os.W_OK))
 
 
 def _versions() -> dict[str, str]:

@@ -17,6 +17,10 @@ KV_TYPE_BYTES = {"f16": 2.0, "q8_0": 34 / 32}
 KV_PAD_TOKENS = 256  # a context is rounded up to this
 # Measured: Python, numpy, the libraries and their buffers in the engine process with a vocabulary of 1,024 tokens.
 ENGINE_BYTES = 61 * MIB
+# Of GPUs, measured with Vulkan on Mesa's software device:
+BACKEND_BYTES = 9 * MIB  # a back end's own library, layers or not
+PROGRAMS_BYTES, MORE_PROGRAMS_BYTES = 80 * MIB, 140 * MIB  # compiled for the GPU; more where layers stay on the CPU
+N_STREAMED = 2  # matrices of those layers on the GPU at a time: long prompts are computed there all the same
 TOKEN_BYTES = 150  # a token in libllama's vocabulary: its text twice, score, attributes, a hash node
 MERGE_BYTES = 165  # a merge of two tokens: both texts and a hash node
 ROW_BYTES = 24  # token, position, places in K and V, of each row of a batch
@@ -32,26 +36,36 @@ class Footprint:
     compute: int  # intermediate results of one micro-batch
     logits: int
     engine: int  # Python, libraries, vocabulary
-    device: int  # on a GPU: its layers' weights and KV
+    device: int  # on a GPU: its layers' weights and KV, and their intermediate results
+    shares_memory: bool = False  # that GPU with the processor
 
     @property
     def total(self) -> int:
-        """Of the engine process. What is repacked is part of the weights, what is on a GPU lies elsewhere."""
-        return self.weights + self.kv + self.compute + self.logits + self.engine
+        """Of the engine process in the machine's memory. What is repacked is part of the weights."""
+        on_host = self.weights + self.kv + self.compute + self.logits + self.engine
+        return on_host + self.device if self.shares_memory else on_host
 
     def to_json(self) -> dict[str, int]:
         names = ("weights", "repacked", "kv", "compute", "logits", "engine", "device", "total")
         return {f"{name}_bytes": getattr(self, name) for name in names}
 
 
-def footprint(info: ModelInfo, settings: EngineSettings, features: Collection[str]) -> Footprint:
-    """Predict what an engine with these settings takes. features: the CPU's, in llama.cpp's words."""
+def footprint(
+    info: ModelInfo,
+    settings: EngineSettings,
+    features: Collection[str],
+    *,
+    shares_memory: bool = False,
+    driver_bytes: int = 0,
+) -> Footprint:
+    """Predict what an engine with these settings takes. features: the CPU's, in llama.cpp's words; shares_memory: the
+    GPU with the processor; driver_bytes: what drivers of GPUs take where no layer lies on one."""
     n_ctx = -(-settings.n_ctx_tokens // KV_PAD_TOKENS) * KV_PAD_TOKENS
     n_sequences = settings.n_slots + 1  # the scheduler keeps a spare one
     n_rows = min(n_ctx, settings.n_ubatch_tokens)
     n_rows = -(-n_rows // n_sequences) * n_sequences
     on_device = device_layers(info, settings.n_gpu_layers)
-    is_read = settings.load_mode == "read"
+    is_laid_out = settings.load_mode == "read" and not on_device  # a GPU's back end wants rows as they are
 
     weights = repacked = device = 0
     for tensor in info.tensors:
@@ -59,12 +73,12 @@ def footprint(info: ModelInfo, settings: EngineSettings, features: Collection[st
             device += tensor.n_bytes
             continue
         weights += tensor.n_bytes
-        if is_read and repacks(tensor, features):
+        if is_laid_out and repacks(tensor, features):
             repacked += tensor.n_bytes
     if (tied := _tied_output(info)) is not None:
         if info.n_layers in on_device:  # the output layer: a copy goes there
             device += tied.n_bytes
-        elif is_read and repacks(tied, features, is_output=True):  # the table stays as it is, the matrix is a copy
+        elif is_laid_out and repacks(tied, features, is_output=True):  # the table stays as it is, the matrix is a copy
             weights += tied.n_bytes
             repacked += tied.n_bytes
 
@@ -72,15 +86,26 @@ def footprint(info: ModelInfo, settings: EngineSettings, features: Collection[st
                       for heads in heads_kv(info)]  # fmt: skip
     kv_device = sum(n_bytes for layer, n_bytes in enumerate(kv_layer_bytes) if layer in on_device)
     logit_bytes = 4 * info.n_vocab * n_sequences
+    row_bytes = _row_bytes(info, n_ctx, settings.flash_attention)
+    gpu_bytes = BACKEND_BYTES + driver_bytes if driver_bytes else 0
+    if on_device:
+        gpu_bytes += PROGRAMS_BYTES
+        compute = n_rows * _host_row_bytes(info, n_ctx, settings.flash_attention)
+        device += max(n_rows * (row_bytes - 8 * info.n_embd), logit_bytes)
+        if len(on_device) <= info.n_layers:
+            gpu_bytes += MORE_PROGRAMS_BYTES
+            device += N_STREAMED * _largest_matrix(info, on_device) + round(max(kv_layer_bytes))
+    else:
+        compute = max(n_rows * row_bytes, logit_bytes) + _work_bytes(info, n_rows)
     return Footprint(
         weights=weights,
         repacked=repacked,
         kv=round(sum(kv_layer_bytes) - kv_device),
-        compute=max(n_rows * _row_bytes(info, n_ctx, settings.flash_attention), logit_bytes)
-        + _work_bytes(info, n_rows),
+        compute=compute,
         logits=logit_bytes,
-        engine=ENGINE_BYTES + info.n_vocab * TOKEN_BYTES + _n_merges(info) * MERGE_BYTES,
+        engine=ENGINE_BYTES + gpu_bytes + info.n_vocab * TOKEN_BYTES + _n_merges(info) * MERGE_BYTES,
         device=round(device + kv_device),
+        shares_memory=shares_memory,
     )
 
 
@@ -120,6 +145,14 @@ def repacks(tensor: TensorInfo, features: Collection[str], *, is_output: bool = 
     return False
 
 
+def _largest_matrix(info: ModelInfo, on_device: range) -> int:
+    """Bytes of the largest matrix of the layers that are not on a GPU."""
+    return max(
+        (t.n_bytes for t in info.tensors if (layer := _layer(t, info)) is not None and layer not in on_device),
+        default=0,
+    )
+
+
 def _layer(tensor: TensorInfo, info: ModelInfo) -> int | None:
     """The layer a tensor belongs to; n_layers for the output layer, None for what stays in memory (the input)."""
     if tensor.name.startswith("blk."):
@@ -146,6 +179,13 @@ def _row_bytes(info: ModelInfo, n_ctx: int, flash_attention: bool | None) -> int
     if flash_attention is False:
         return ROW_BYTES + max(4 * widest + 2 * n_ctx, 4 * (attention + n_ctx * (info.n_heads + 1)))
     return ROW_BYTES + 4 * widest + 2 * n_ctx  # the mask, in f16
+
+
+def _host_row_bytes(info: ModelInfo, n_ctx: int, flash_attention: bool | None) -> int:
+    """Of one row in the machine's memory where a GPU computes: the token's embedding twice, and the mask."""
+    if flash_attention is False:
+        return ROW_BYTES + 12 * info.n_embd + 4 * n_ctx
+    return ROW_BYTES + 8 * info.n_embd + 2 * n_ctx
 
 
 def _feed_forward(info: ModelInfo) -> int:

@@ -34,6 +34,7 @@ class Answer:
     features: frozenset[str]
     devices: tuple[Device, ...]
     problem: str | None = None
+    driver_bytes: int = 0  # that the drivers of GPUs take in every process that loads the library
 
 
 def folder() -> Path | None:
@@ -65,6 +66,11 @@ def devices() -> tuple[Device, ...]:
     return ask().devices if gpu_backends() else ()
 
 
+def driver_bytes() -> int:
+    """What drivers take in memory before any layer lies on a GPU."""
+    return ask().driver_bytes if gpu_backends() else 0
+
+
 @cache
 def ask() -> Answer:
     """What the library says when it is loaded, in a child process."""
@@ -81,7 +87,8 @@ def ask() -> Answer:
         last = next((line for line in reversed(child.stderr.splitlines()) if line.strip()), f"exit {child.returncode}")
         return Answer(frozenset(), (), f"it cannot be loaded ({last.strip()[:200]})")
     said = json.loads(child.stdout)
-    return Answer(parse_features(said["system_info"]), tuple(Device(**device) for device in said["devices"]))
+    devices = tuple(Device(**device) for device in said["devices"])
+    return Answer(parse_features(said["system_info"]), devices, driver_bytes=said["driver_bytes"])
 
 
 def parse_features(system_info: str) -> frozenset[str]:

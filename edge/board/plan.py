@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edge.board import library, tuned
-from edge.board.footprint import Footprint, device_layers, footprint
+from edge.board.footprint import Footprint, footprint
 from edge.board.library import Device
 from edge.board.memory import Memory, read_memory
 from edge.board.topology import Topology, n_compute_threads, read_topology
@@ -24,7 +24,7 @@ READ_SHARE = 0.6  # of memory: a larger model is mapped, so that the kernel can 
 RESERVE_SHARE, RESERVE_BYTES = 0.04, 48 << 20  # kept free of what is available now: others grow as well
 MIN_CTX_TOKENS = 512
 SLOT_CTX_TOKENS = 512  # a slot with less of the shared context cannot hold a question and its answer
-DEVICE_RESERVE_BYTES = 256 << 20  # of a GPU's memory: its compute buffers, and the desktop
+DEVICE_RESERVE_BYTES = 256 << 20  # of a card's memory: the driver's own, workspaces of its libraries, the desktop
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,15 @@ class Board:
     topology: Topology
     memory: Memory | None  # None: unknown, then nothing is refused
     devices: Sequence[Device] = ()
+    gpu_backends: Sequence[str] = ()  # what llama.cpp was built with, whether or not there is a device
+    driver_bytes: int = 0  # that their drivers take in the engine process, layers or not
+
+    @cached_property
+    def gpu(self) -> Device | None:
+        """Where layers go: a card before a GPU that shares the machine's memory, of several cards the roomiest."""
+        cards = [device for device in self.devices if device.kind == "gpu"]
+        shared = (device for device in self.devices if device.kind == "igpu")
+        return max(cards, key=lambda card: card.free_bytes) if cards else next(shared, None)
 
     @cached_property
     def usable_bytes(self) -> int | None:
@@ -50,6 +59,13 @@ class Board:
         limit = int(share * self.memory.limit_bytes) >> 20 << 20  # units give limits in MiB
         available = max(0, limit - n_used_bytes)
         return replace(self, memory=replace(self.memory, limit_bytes=limit, available_bytes=available))
+
+    def needs(self, info: ModelInfo, settings: EngineSettings) -> Footprint:
+        """What an engine takes here."""
+        is_shared = self.gpu is not None and self.gpu.kind == "igpu"
+        return footprint(
+            info, settings, self.topology.features, shares_memory=is_shared, driver_bytes=self.driver_bytes
+        )
 
 
 @dataclass(frozen=True)
@@ -69,6 +85,7 @@ class Plan:
     footprint: Footprint
     board: Board
     notes: tuple[str, ...]  # what was chosen otherwise than by default, and why
+    warnings: tuple[str, ...] = ()  # of the notes, those that are said unasked
 
     @property
     def remaining_bytes(self) -> int | None:
@@ -107,7 +124,7 @@ class Plan:
 
 def this_board() -> Board:
     """The machine we are on. A few milliseconds; half a second where the library has a GPU back end to ask."""
-    return Board(read_topology(), read_memory(), library.devices())
+    return Board(read_topology(), read_memory(), library.devices(), library.gpu_backends(), library.driver_bytes())
 
 
 def make_plan(
@@ -126,13 +143,14 @@ def make_plan(
     n_slots = wish.n_slots or default_slots
     base = replace(base, n_ctx_tokens=n_ctx, n_slots=n_slots, **_threads(info, wish, topology, base))
     base, gpu_notes = _with_gpu(info, base, wish, board)
-    notes += gpu_notes
+    warnings = _without_gpu(wish, board)
+    notes += [*gpu_notes, *warnings]
     first = None
     for settings, why in _choices(base, wish):
-        found = footprint(info, settings, topology.features)
+        found = board.needs(info, settings)
         first = first or (settings, found)
         if _fits(found, settings, board):
-            return Plan(settings, found, board, (*notes, *why))
+            return Plan(settings, found, board, (*notes, *why), warnings)
     assert first is not None
     settings, found = first
     if not wish.force:
@@ -141,13 +159,13 @@ def make_plan(
         raise NoMemoryError(
             path=Path(info.path),
             n_ctx_tokens=base.n_ctx_tokens,
-            n_bytes_needed=min(found.total, footprint(info, _mapped(settings), topology.features).total),
+            n_bytes_needed=min(found.total, board.needs(info, _mapped(settings)).total),
             n_bytes_usable=board.usable_bytes,
             nearest=nearest,
         )
     forced = _mapped(settings)
     notes.append("does not fit and was forced: expect it to be slow, or to be ended by the kernel")
-    return Plan(forced, footprint(info, forced, topology.features), board, tuple(notes))
+    return Plan(forced, board.needs(info, forced), board, tuple(notes), warnings)
 
 
 def _choices(base: EngineSettings, wish: Wish) -> Iterator[tuple[EngineSettings, tuple[str, ...]]]:
@@ -194,34 +212,73 @@ def _threads(info: ModelInfo, wish: Wish, topology: Topology, base: EngineSettin
 
 
 def _with_gpu(info: ModelInfo, base: EngineSettings, wish: Wish, board: Board) -> tuple[EngineSettings, list[str]]:
-    """As many layers on a GPU as were asked for, or as fit into what is free there."""
-    gpus = [device for device in board.devices if device.kind in ("gpu", "igpu")]
-    n_most = info.n_layers + 1
+    """As many layers on a GPU as were asked for, or as fit into what is free there. Raises NoMemoryError."""
+    gpu, n_most = board.gpu, info.n_layers + 1
+    if gpu is None or wish.n_gpu_layers == 0:
+        return base, []
     if wish.n_gpu_layers is not None:
-        notes = [] if gpus or wish.n_gpu_layers == 0 else ["no GPU was found: --gpu-layers does nothing"]
-        return replace(base, n_gpu_layers=min(wish.n_gpu_layers, n_most) if gpus else 0), notes
-    discrete = [device for device in gpus if device.kind == "gpu"]  # an integrated one takes the same memory
-    free = max((device.free_bytes for device in discrete), default=0) - DEVICE_RESERVE_BYTES
-    for n_layers in range(n_most if free > 0 else 0, 0, -1):
-        settings = replace(base, n_gpu_layers=n_layers)
-        if footprint(info, settings, board.topology.features).device <= free:
-            where = "all" if n_layers == n_most else f"{len(device_layers(info, n_layers))} of {n_most}"
-            return settings, [f"{where} layers on {discrete[0].description}"]
-    return base, []
+        settings = replace(base, n_gpu_layers=min(wish.n_gpu_layers, n_most))
+        n_fitting = _n_fitting(info, settings, gpu, board)
+        if n_fitting < settings.n_gpu_layers and not wish.force:
+            raise NoMemoryError(
+                path=Path(info.path),
+                n_ctx_tokens=base.n_ctx_tokens,
+                n_bytes_needed=board.needs(info, settings).device,
+                n_bytes_usable=_device_room(gpu),
+                nearest=f"--gpu-layers {n_fitting} fits",
+                place=gpu.description,
+            )
+        return settings, []
+    if gpu.kind == "igpu" and gpu.name.startswith("Vulkan") and "NEON" in board.topology.features:
+        return base, [f"{gpu.description} is left alone: those of Arm boards are slower than their CPU"]
+    settings = replace(base, n_gpu_layers=_n_fitting(info, replace(base, n_gpu_layers=n_most), gpu, board))
+    if gpu.kind == "igpu" and not _fits(board.needs(info, settings), settings, board):
+        return base, [f"{gpu.description} is left alone: what lies there cannot give way when memory is short"]
+    if settings.n_gpu_layers == 0:
+        return base, [f"no layer fits into what {gpu.description} has free"]
+    where = "all" if settings.n_gpu_layers == n_most else f"{settings.n_gpu_layers} of {n_most}"
+    return settings, [f"{where} layers on {gpu.description}"]
+
+
+def _n_fitting(info: ModelInfo, settings: EngineSettings, gpu: Device, board: Board) -> int:
+    """How many of the layers that settings ask for fit into what is free on a GPU."""
+    for n_layers in range(settings.n_gpu_layers, 0, -1):
+        if board.needs(info, replace(settings, n_gpu_layers=n_layers)).device <= _device_room(gpu):
+            return n_layers
+    return 0
+
+
+def _device_room(gpu: Device) -> int:
+    reserve = DEVICE_RESERVE_BYTES if gpu.kind == "gpu" else 0  # the machine's memory has a reserve of its own
+    return max(0, gpu.free_bytes - reserve)
+
+
+def _without_gpu(wish: Wish, board: Board) -> tuple[str, ...]:
+    """What to say where a GPU was expected and there is none."""
+    if board.gpu is not None or wish.n_gpu_layers == 0:
+        return ()
+    if board.gpu_backends:
+        named = " and ".join(board.gpu_backends)
+        return (f"llama.cpp found no GPU with its {named} back end, so the CPU computes all; see edge doctor",)
+    if wish.n_gpu_layers:
+        return ("llama.cpp was built without a GPU back end: --gpu-layers does nothing; see docs/gpu.md",)
+    return ()
 
 
 def _nearest(info: ModelInfo, base: EngineSettings, board: Board) -> str:
     """What would fit, in words: a smaller context, fewer slots, a smaller file."""
-    usable, features = board.usable_bytes or 0, board.topology.features
+    usable = board.usable_bytes or 0
+    if base.n_gpu_layers and board.needs(info, replace(_mapped(base), n_gpu_layers=0)).total <= usable:
+        return "--gpu-layers 0 fits"
     for n_slots in dict.fromkeys((base.n_slots, 1)):
         n_ctx = base.n_ctx_tokens
         while n_ctx >= MIN_CTX_TOKENS:
             settings = replace(_mapped(base), n_ctx_tokens=n_ctx, n_slots=n_slots)
-            if footprint(info, settings, features).total <= usable:
+            if board.needs(info, settings).total <= usable:
                 slots = f" and {n_slots} slot" if n_slots < base.n_slots else ""
                 return f"a context of {n_ctx:,} tokens{slots} fits"
             n_ctx = 1 << (n_ctx - 1).bit_length() - 1
-    smallest = footprint(info, replace(_mapped(base), n_ctx_tokens=MIN_CTX_TOKENS, n_slots=1), features)
+    smallest = board.needs(info, replace(_mapped(base), n_ctx_tokens=MIN_CTX_TOKENS, n_slots=1))
     room = usable - (smallest.total - smallest.weights)
     quants = (("Q4_K_M", 4.95), ("Q4_0", 4.65), ("Q3_K_M", 4.0), ("Q2_K", 3.4))  # bits a weight, output matrix included
     for name, bits in quants:

@@ -8,6 +8,7 @@ it is kept. What needs a process of its own (cores, load mode, environment) is t
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from statistics import median
 from typing import Any, Protocol
 
 from edge.board import library, tuned
+from edge.board.build import wrong_build
 from edge.board.plan import Plan
 from edge.board.tuned import Tuned
 from edge.config import LoadMode
@@ -293,8 +295,12 @@ class Trials:
                 child.stdin.flush()
             ready, _, _ = select.select([child.stdout], [], [], 300)
             line = child.stdout.readline() if ready else ""
+            if ready and not line:
+                child.wait()  # nobody else writes there: it is gone, or about to be
         except OSError:
             line = ""
+        if not line and child.poll() == -signal.SIGILL:
+            raise wrong_build()
         said: dict[str, Any] = (
             json.loads(line) if line else {"problem": f"the measuring process ended ({child.poll()})"}
         )

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from edge.board.build import wrong_build
 from edge.config import SAMPLING_RANGES, EngineSettings
 from edge.engine import protocol
 from edge.engine.process import EngineProcess
@@ -44,7 +45,6 @@ from edge.errors import (
     EdgeError,
     EngineDiedError,
     EngineDownError,
-    EngineError,
     OutOfRangeError,
     PoisonedRequestError,
 )
@@ -181,7 +181,7 @@ class EngineClient:
     async def _asked(self, request: Tokenize | Detokenize) -> Event:
         """The one event that answers a request."""
         if self.state in ("down", "closed"):
-            raise EngineDownError(self.last_death or "it was stopped")
+            raise self._down()
         pending = self._put(request)
         try:
             event = await pending.events.get()
@@ -198,7 +198,7 @@ class EngineClient:
             if value is not None and not low <= value <= high:  # NaN too
                 raise OutOfRangeError(name, value, low, high)
         if self.state in ("down", "closed"):
-            raise EngineDownError(self.last_death or "it was stopped")
+            raise self._down()
         if request.n_logprobs is not None and not 0 <= request.n_logprobs <= N_LOGPROBS_MAX:
             raise OutOfRangeError("n_logprobs", request.n_logprobs, 0, N_LOGPROBS_MAX)
         now = time.monotonic()
@@ -248,11 +248,8 @@ class EngineClient:
             reason = await self._process.run(protocol.encode(Load(self.settings)), self._dispatch)
             if self._is_closed:
                 return
-            if self._process.has_met_unknown_instruction:
-                self._load_error = EngineError(
-                    "llama.cpp was built for another CPU and stopped at an instruction that this one does not have",
-                    "see edge doctor for the build that fits",
-                )
+            if self._process.has_met_unknown_instruction:  # it would meet it again
+                self._load_error = wrong_build()
             if self._load_error is not None:  # the file or the library is at fault, not the process
                 self._go_down(str(self._load_error))
                 return
@@ -285,9 +282,15 @@ class EngineClient:
     def _go_down(self, reason: str) -> None:
         self.state, self.ready, self.last_death = "down", None, reason
         for pending in self._pending.values():
-            pending.events.put_nowait(EngineDownError(reason))
+            pending.events.put_nowait(self._down())
         self._pending.clear()
         self._is_up.set()
+
+    def _down(self) -> EngineDownError:
+        """Why nothing is answered any more."""
+        if isinstance(self._load_error, EngineDownError):
+            return self._load_error
+        return EngineDownError(self.last_death or "it was stopped")
 
 
 def choices(request: Generate, n: int) -> list[Generate]:

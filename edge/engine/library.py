@@ -7,7 +7,7 @@ import ctypes
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import llama_cpp.llama_cpp as lib
 
@@ -32,6 +32,11 @@ def last_complaint() -> str:
     return _log[-1].rpartition(": ")[2] if _log else "no reason given"
 
 
+def has_complained(words: str) -> bool:
+    """Whether one of its last complaints holds these words."""
+    return any(words in line for line in _log)
+
+
 def open_ggml(name: str) -> ctypes.CDLL:
     """One of the ggml libraries that libllama itself uses; the unversioned name would load a second copy."""
     file = f"lib{name}.0.dylib" if sys.platform == "darwin" else f"lib{name}.so.0"
@@ -43,32 +48,47 @@ def system_info() -> str:
     return str(lib.llama_print_system_info().decode())
 
 
+class _Properties(ctypes.Structure):
+    """struct ggml_backend_dev_props."""
+
+    _fields_: ClassVar[list[tuple[str, Any]]] = [
+        ("name", ctypes.c_char_p),
+        ("description", ctypes.c_char_p),
+        ("free", ctypes.c_size_t),
+        ("total", ctypes.c_size_t),
+        ("kind", ctypes.c_int),
+        ("address", ctypes.c_char_p),  # on a bus; None without one
+        ("capabilities", ctypes.c_bool * 5),
+    ]
+
+
 def devices() -> list[dict[str, Any]]:
-    """What the library can compute on besides the CPU: name, description, kind, free_bytes, total_bytes."""
+    """What the library can compute on besides the CPU: name, description, kind, free_bytes, total_bytes.
+
+    A GPU without an address on a bus (Apple's, a driver that computes in software) is an igpu, whatever ggml calls it.
+    """
     ggml, base = open_ggml("ggml"), open_ggml("ggml-base")
     lib.llama_backend_init()
     ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
     ggml.ggml_backend_dev_get.argtypes, ggml.ggml_backend_dev_get.restype = [ctypes.c_size_t], ctypes.c_void_p
-    for name in ("name", "description"):
-        function = getattr(base, f"ggml_backend_dev_{name}")
-        function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_char_p
-    base.ggml_backend_dev_type.argtypes, base.ggml_backend_dev_type.restype = [ctypes.c_void_p], ctypes.c_int
-    pointer = ctypes.POINTER(ctypes.c_size_t)
-    base.ggml_backend_dev_memory.argtypes = [ctypes.c_void_p, pointer, pointer]
+    base.ggml_backend_dev_name.argtypes, base.ggml_backend_dev_name.restype = [ctypes.c_void_p], ctypes.c_char_p
+    base.ggml_backend_dev_get_props.argtypes = [ctypes.c_void_p, ctypes.POINTER(_Properties)]
+    base.ggml_backend_dev_get_props.restype = None
     found = []
     for i in range(ggml.ggml_backend_dev_count()):
-        device = ggml.ggml_backend_dev_get(i)
-        if (kind := base.ggml_backend_dev_type(device)) == 0:  # the CPU itself
+        device, said = ggml.ggml_backend_dev_get(i), _Properties()
+        base.ggml_backend_dev_get_props(device, ctypes.byref(said))
+        assert said.name == base.ggml_backend_dev_name(device), "ggml_backend_dev_props has changed"
+        if said.kind == 0:  # the CPU itself
             continue
-        free, total = ctypes.c_size_t(), ctypes.c_size_t()
-        base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+        kind = DEVICE_KINDS.get(said.kind, "other")
         found.append(
             {
-                "name": base.ggml_backend_dev_name(device).decode("utf-8", "replace"),
-                "description": base.ggml_backend_dev_description(device).decode("utf-8", "replace"),
-                "kind": DEVICE_KINDS.get(kind, "other"),
-                "free_bytes": free.value,
-                "total_bytes": total.value,
+                "name": said.name.decode("utf-8", "replace"),
+                "description": said.description.decode("utf-8", "replace"),
+                "kind": "igpu" if kind == "gpu" and not said.address else kind,
+                "free_bytes": said.free,
+                "total_bytes": said.total,
             }
         )
     return found

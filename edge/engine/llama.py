@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge.config import KvType, LoadMode, Sampling
-from edge.engine.library import FOLDER, last_complaint, system_info
+from edge.engine.library import FOLDER, has_complained, last_complaint, system_info
 from edge.engine.sampler import Sampler
 from edge.engine.watcher import Watch, Watcher
 from edge.errors import EngineError, ModelFileError
@@ -111,10 +111,17 @@ class Llama:
         params.load_mode = lib.LLAMA_LOAD_MODE_MMAP if is_mapped else lib.LLAMA_LOAD_MODE_NONE
         params.use_extra_bufts = not is_mapped
         params.n_gpu_layers = loading.n_gpu_layers
+        if loading.n_gpu_layers == 0:  # no device at all: else prompts are computed on it, in memory nobody planned
+            params.split_mode, params.main_gpu = lib.LLAMA_SPLIT_MODE_NONE, -1
         callback = lib.llama_progress_callback(lambda share, _: _report(progress, share))
         params.progress_callback = callback
         self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
+            if loading.n_gpu_layers and has_complained("unable to allocate"):
+                raise EngineError(
+                    f"{loading.n_gpu_layers} layers do not fit into the GPU's memory",
+                    "choose fewer with --gpu-layers or free some of it",
+                )
             raise ModelFileError(path, f"cannot be loaded ({last_complaint()})", "convert or fetch the model again")
         self._vocab: Any = lib.llama_model_get_vocab(self._model)
         self.n_vocab: int = lib.llama_vocab_n_tokens(self._vocab)

@@ -52,7 +52,7 @@ def test_what_does_not_fit_is_refused_by_every_command(demo_model: Path, monkeyp
 
 
 def test_gpu_layers_are_auto_or_a_number(demo_model: Path) -> None:
-    assert "neither auto nor a number" in refusal("plan", demo_model, "--gpu-layers", "many", code=2)
+    assert "neither auto, all nor a number" in refusal("plan", demo_model, "--gpu-layers", "many", code=2)
     assert json.loads(edge("plan", demo_model, "--gpu-layers", "0", "--json").stdout)["n_gpu_layers"] == 0
 
 

@@ -1,13 +1,15 @@
 """Findings: each with a reason and a remedy, from what was seen and nothing else."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edge.board import build as builds
 from edge.board import doctor
-from edge.board.doctor import Examination, Finding, build_target, diagnose
+from edge.board.doctor import Examination, Finding, diagnose
 from edge.board.library import Answer, Device, parse_features
 from edge.board.memory import read_memory
 from edge.board.sensors import read_sensors
@@ -86,11 +88,19 @@ def test_a_library_for_another_cpu_is_broken(see: See) -> None:
 def test_the_script_is_named_with_the_target_where_there_is_one(
     see: See, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(doctor, "SCRIPTS", tmp_path)
     seen = see("raspberry-pi-5", library=Answer(frozenset({"NEON"}), ()))
+    assert about(diagnose(seen), "built without").mend == "bash scripts/build-llama.sh --target pi5 --install"
+    monkeypatch.setattr(builds, "SCRIPT", tmp_path / "build-llama.sh")
     assert "pip install" in about(diagnose(seen), "built without").mend
-    (tmp_path / "build-llama.sh").touch()
-    assert about(diagnose(seen), "built without").mend == "bash scripts/build-llama.sh --target pi5"
+
+
+def test_a_library_with_more_than_the_cpu_has_is_told_before_it_ends_a_process(see: See) -> None:
+    library = Answer(frozenset({"NEON", "DOTPROD", "FP16_VA"}), ())
+    found = diagnose(see("raspberry-pi-4", library=library))[0]
+    assert found.severity == "broken"
+    assert "with DOTPROD, FP16_VA, which this one does not have" in found.what
+    assert "--target pi4 " in found.mend
+    assert not any("another CPU" in finding.what for finding in diagnose(see("raspberry-pi-5", library=library)))
 
 
 @pytest.mark.parametrize(
@@ -98,11 +108,11 @@ def test_the_script_is_named_with_the_target_where_there_is_one(
     [
         ("raspberry-pi-3", "armv8.0"), ("raspberry-pi-4", "pi4"), ("raspberry-pi-5", "pi5"), ("rk3588", "rk3588"),
         ("orange-pi-5", "rk3588"), ("rk3566", "armv8.2-dotprod"), ("jetson-orin-nano", "armv8.2-dotprod"),
-        ("apple-m4", "armv8.6-i8mm"), ("amd-5800x", "native"),
+        ("apple-m4", "metal"), ("amd-5800x", "native"),
     ],
 )  # fmt: skip
 def test_each_board_has_its_build(board: str, target: str, see: See) -> None:
-    assert build_target(see(board).topology) == target
+    assert builds.build_target(see(board).topology) == target
 
 
 def test_governor_cap_and_offline_cores_are_seen(see: See, tmp_path: Path) -> None:
@@ -160,3 +170,26 @@ def test_devices_and_features_survive_json(see: See) -> None:
     seen = see("rk3588", library=Answer(frozenset({"NEON"}), (gpu,)))
     assert seen.to_json()["library"]["devices"][0]["description"] == "Mali"
     assert parse_features("CPU : NEON = 1 | SVE = 0 | SVE_CNT = 16 | ") == {"NEON", "SVE_CNT"}
+
+
+def test_a_gpu_that_does_not_answer_is_told_with_its_likeliest_cause(see: See) -> None:
+    answer = see("amd-5800x").library
+    card = Device("Vulkan0", "Radeon", "gpu", 1, 2)
+    assert not [
+        f for f in diagnose(see("amd-5800x", gpu_backends=("vulkan",), library=replace(answer, devices=(card,))))
+    ]
+    found = about(diagnose(see("amd-5800x", gpu_backends=("vulkan",))), "GPU")
+    assert "mesa-vulkan-drivers" in found.mend
+    assert "nvidia-smi" in about(diagnose(see("amd-5800x", gpu_backends=("cuda",))), "GPU").mend
+    closed = see("amd-5800x", gpu_backends=("vulkan",), closed_devices=("/dev/dri/renderD128",))
+    mend = about(diagnose(closed), "GPU").mend
+    assert mend.startswith("sudo usermod -aG render,video $USER")
+    assert "/dev/dri/renderD128" in mend
+
+
+def test_closed_device_files_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("dev/dri/renderD128", "dev/dri/renderD129", "dev/dri/card0", "dev/nvidia0", "dev/nvidiactl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(os, "access", lambda path, mode: path.name not in ("renderD128", "card0", "nvidia0"))
+    assert doctor._closed_devices(tmp_path) == ("/dev/dri/renderD128", "/dev/nvidia0")

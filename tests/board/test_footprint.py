@@ -134,8 +134,10 @@ def test_layers_on_a_gpu_leave_memory(demo_4_bit: Path) -> None:
     none, some, every = (predict(info, 4096, 256, 2, n_gpu_layers=n) for n in (0, 2, info.n_layers + 1))
     assert none.device == 0
     assert 0 < some.device < every.device
-    assert none.weights + none.kv == some.weights + some.kv + some.device == every.weights + every.kv + every.device
-    assert every.kv == 0
+    for found in (some, every):  # nothing is lost or held twice, but for intermediate results
+        extra = found.weights + found.kv + found.device - none.weights - none.kv
+        assert 0 < extra < 2 * none.compute
+    assert (some.repacked, every.repacked, every.kv) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(

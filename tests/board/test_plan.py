@@ -1,5 +1,6 @@
 """Plans: what was asked for is kept or refused with numbers, what was left open is chosen to fit."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from edge.board import tuned
 from edge.board.footprint import footprint
 from edge.board.library import Device
 from edge.board.memory import Memory, read_memory
+from edge.board.options import ALL_LAYERS
 from edge.board.plan import Board, Plan, Wish, make_plan
 from edge.board.topology import read_topology
 from edge.board.tuned import Tuned
@@ -19,7 +21,8 @@ from edge.errors import NoMemoryError
 from edge.model.gguf import ModelInfo, read_model_info
 from tests.board.trees import build
 
-MB = 1_000_000
+MB, GB = 1_000_000, 1_000_000_000
+DEVICES = json.loads((Path(__file__).parent / "devices.json").read_text())
 
 
 @pytest.fixture
@@ -135,25 +138,137 @@ def test_an_unknown_memory_refuses_nothing(info: ModelInfo, board: Callable[[str
     assert plan.to_json()["memory"] is None
 
 
-def test_gpu_layers_are_as_many_as_fit(info: ModelInfo, board: Callable[[str], Board]) -> None:
-    def on(free: int, kind: str = "gpu", n_layers: int | None = None) -> Plan:
-        here = replace(board_1, devices=[Device("GPU0", "Some GPU", kind, free, free)])
-        return make_plan(info, Wish(n_gpu_layers=n_layers), here)
+def with_devices(board: Board, name: str) -> Board:
+    """A board with the devices of a recorded list."""
+    found = DEVICES[name]
+    return replace(board, devices=[Device(**device) for device in found["devices"]], gpu_backends=found["backends"])
 
-    board_1 = board("raspberry-pi-5")
+
+def as_large_as(info: ModelInfo, n_bytes: int) -> ModelInfo:
+    """The same layers with matrices so many times taller that the file has about n_bytes."""
+    scale = n_bytes // info.tensor_bytes
+    tensors = tuple(
+        replace(t, shape=(t.shape[0], t.shape[-1] * scale), n_bytes=t.n_bytes * scale) for t in info.tensors
+    )
+    return replace(info, tensors=tensors)
+
+
+def test_gpu_layers_are_as_many_as_fit_a_card(info: ModelInfo, board: Callable[[str], Board]) -> None:
+    def on(free: int, n_layers: int | None = None, *, force: bool = False) -> Plan:
+        here = replace(board("amd-5800x"), devices=[Device("CUDA0", "Some GPU", "gpu", free, free)])
+        return make_plan(info, Wish(n_gpu_layers=n_layers, force=force), here)
+
     every = info.n_layers + 1
     assert on(8 << 30).settings.n_gpu_layers == every
-    assert "all layers on Some GPU" in on(8 << 30).notes
+    assert on(8 << 30).notes == ("all layers on Some GPU",)
     all_bytes = on(8 << 30).footprint.device
-    some = on(planning.DEVICE_RESERVE_BYTES + all_bytes * 2 // 3)
+    room = planning.DEVICE_RESERVE_BYTES + all_bytes
+    assert on(room).settings.n_gpu_layers == every
+    some = on(room - 1)
     assert 0 < some.settings.n_gpu_layers < every
-    assert some.footprint.device <= all_bytes * 2 // 3
-    assert on(planning.DEVICE_RESERVE_BYTES).settings.n_gpu_layers == 0
-    assert on(8 << 30, kind="igpu").settings.n_gpu_layers == 0  # it shares the memory: nothing is won unasked
-    assert on(8 << 30, kind="igpu", n_layers=2).settings.n_gpu_layers == 2
-    nothing = make_plan(info, Wish(n_gpu_layers=9), board("rk3566"))
-    assert nothing.settings.n_gpu_layers == 0
-    assert "no GPU was found" in nothing.notes[0]
+    assert some.footprint.device < all_bytes
+    assert some.notes == (f"{some.settings.n_gpu_layers} of {every} layers on Some GPU",)
+    none = on(planning.DEVICE_RESERVE_BYTES)
+    assert none.settings.n_gpu_layers == 0
+    assert none.notes == ("no layer fits into what Some GPU has free",)
+    assert on(8 << 30, 0).notes == ()
+    assert on(8 << 30, ALL_LAYERS).settings.n_gpu_layers == every
+
+
+def test_layers_that_were_asked_for_are_kept_or_refused(info: ModelInfo, board: Callable[[str], Board]) -> None:
+    def on(free: int, n_layers: int, *, force: bool = False) -> Plan:
+        here = replace(board("amd-5800x"), devices=[Device("CUDA0", "Some GPU", "gpu", free, free)])
+        return make_plan(info, Wish(n_gpu_layers=n_layers, force=force), here)
+
+    three = on(8 << 30, 3)
+    assert three.settings.n_gpu_layers == 3
+    room = planning.DEVICE_RESERVE_BYTES + three.footprint.device
+    with pytest.raises(NoMemoryError) as error:
+        on(room, ALL_LAYERS)
+    assert (error.value.n_bytes_usable, error.value.nearest) == (three.footprint.device, "--gpu-layers 3 fits")
+    assert error.value.n_bytes_needed == on(8 << 30, ALL_LAYERS).footprint.device
+    assert "MB on Some GPU with a context of 4,096 tokens" in str(error.value)
+    assert on(room, ALL_LAYERS, force=True).settings.n_gpu_layers == info.n_layers + 1
+
+
+def test_memory_that_a_gpu_shares_is_counted_once(info: ModelInfo, board: Callable[[str], Board]) -> None:
+    here, large = board("amd-5800x"), as_large_as(info, GB)
+    on_cpu = make_plan(large, Wish(n_gpu_layers=0), here).footprint
+    shared = make_plan(large, Wish(), with_devices(here, "lavapipe"))
+    assert shared.settings.n_gpu_layers == info.n_layers + 1
+    parts = shared.footprint
+    assert parts.total == parts.weights + parts.kv + parts.compute + parts.logits + parts.engine + parts.device
+    assert on_cpu.total < parts.total < on_cpu.total + 0.1 * GB
+    assert shared.remaining_bytes == (here.usable_bytes or 0) - parts.total
+    card = make_plan(large, Wish(), with_devices(here, "rtx-2060-with-a-desktop")).footprint
+    assert (card.device, card.total) == (parts.device, parts.total - parts.device)
+    assert card.total < 0.3 * GB
+
+
+def test_what_lies_on_a_shared_gpu_must_fit_beside_the_rest(info: ModelInfo, board: Callable[[str], Board]) -> None:
+    large = as_large_as(info, GB)
+
+    def on(n_bytes: int, n_layers: int | None = None) -> Plan:
+        here = with_devices(with_memory(board("amd-5800x"), n_bytes, n_bytes), "lavapipe")
+        return make_plan(large, Wish(n_gpu_layers=n_layers), here)
+
+    assert on(2 * GB).notes == ("all layers on llvmpipe (LLVM 15.0.6, 256 bits)",)  # 2 GB more are free, it says
+    tight = on(int(1.3 * GB))
+    assert (tight.settings.n_gpu_layers, tight.settings.load_mode) == (0, "map")  # of a map pages can be dropped
+    assert "left alone" in tight.notes[0]
+    assert on(int(1.3 * GB), ALL_LAYERS).settings.n_gpu_layers == info.n_layers + 1
+    with pytest.raises(NoMemoryError) as error:
+        on(GB, ALL_LAYERS)
+    assert error.value.n_bytes_needed > GB
+    with pytest.raises(NoMemoryError) as error:  # its heap is smaller than the machine
+        make_plan(
+            as_large_as(info, 3 * GB),
+            Wish(n_gpu_layers=ALL_LAYERS),
+            with_devices(with_memory(board("amd-5800x"), 16 * GB, 16 * GB), "lavapipe"),
+        )
+    assert (error.value.place, error.value.n_bytes_usable) == ("llvmpipe (LLVM 15.0.6, 256 bits)", 2 << 30)
+
+
+@pytest.mark.parametrize(
+    ("devices", "n_bytes", "where"),
+    [
+        ("rtx-3080-ti-and-pro-4000", 1 * GB, "all layers on NVIDIA RTX PRO 4000 Blackwell SFF Edition"),
+        ("rtx-2060-with-a-desktop", 4 * GB, "all layers on NVIDIA GeForce RTX 2060"),
+        ("rtx-2060-with-a-desktop", 8 * GB, "3 of 5 layers on NVIDIA GeForce RTX 2060"),
+        ("laptop-with-two", 1 * GB, "all layers on NVIDIA GeForce RTX 3050 Laptop GPU"),
+        ("jetson-orin-nano", 1 * GB, "all layers on Orin"),
+        ("apple-m1", 1 * GB, "all layers on Apple M1"),
+        ("rk3588-mali", 1 * GB, "Mali-G610 is left alone: those of Arm boards are slower than their CPU"),
+    ],
+)
+def test_recorded_devices_get_the_layers_that_fit(
+    info: ModelInfo, board: Callable[[str], Board], devices: str, n_bytes: int, where: str
+) -> None:
+    machine = {"jetson-orin-nano": "jetson-orin-nano", "apple-m1": "rk3588", "rk3588-mali": "rk3588"}
+    here = with_memory(board(machine.get(devices, "amd-5800x")), 16 * GB, 12 * GB)
+    plan = make_plan(as_large_as(info, n_bytes), board=with_devices(here, devices))
+    assert plan.notes == (where,)
+    assert plan.warnings == ()
+
+
+def test_a_mali_is_used_when_it_is_asked_for(info: ModelInfo, board: Callable[[str], Board]) -> None:
+    here = with_devices(board("rk3588"), "rk3588-mali")
+    assert make_plan(info, Wish(n_gpu_layers=2), here).settings.n_gpu_layers == 2
+
+
+def test_a_gpu_that_is_not_there_is_said_once(info: ModelInfo, board: Callable[[str], Board]) -> None:
+    gone = with_devices(board("amd-5800x"), "driver-gone")
+    for n_layers in (None, 3):
+        plan = make_plan(info, Wish(n_gpu_layers=n_layers), gone)
+        assert plan.settings.n_gpu_layers == 0
+        (warning,) = plan.warnings
+        assert plan.notes == (warning,)
+        assert warning.startswith("llama.cpp found no GPU with its cuda back end")
+    assert make_plan(info, Wish(n_gpu_layers=0), gone).notes == ()
+    plain = board("rk3566")
+    assert make_plan(info, board=plain).warnings == ()
+    (warning,) = make_plan(info, Wish(n_gpu_layers=9), plain).warnings
+    assert "built without a GPU back end" in warning
 
 
 def test_what_tune_found_is_used_unless_threads_are_asked_for(info: ModelInfo, board: Callable[[str], Board]) -> None:

@@ -15,7 +15,14 @@ import pytest
 from edge.config import EngineSettings, Sampling
 from edge.engine.client import Engine, EngineClient, choices
 from edge.engine.protocol import Done, Event, Generate, Text, TokenLogprob
-from edge.errors import EngineDiedError, EngineDownError, ModelFileError, OutOfRangeError, PoisonedRequestError
+from edge.errors import (
+    EngineDiedError,
+    EngineDownError,
+    ModelFileError,
+    OutOfRangeError,
+    PoisonedRequestError,
+    WrongBuildError,
+)
 
 PROMPT = (("<｜begin▁of▁sentence｜><｜User｜>", True), ("What is 347 + 85?", False), ("<｜Assistant｜><think>\n", True))
 GREEDY = Sampling(temperature=0)
@@ -212,10 +219,10 @@ def test_a_library_for_another_cpu_is_not_started_again(demo_model: Path) -> Non
         while client.state != "down":
             await asyncio.sleep(0.01)
         assert client.n_deaths == 0
-        with pytest.raises(EngineDownError) as down:
+        with pytest.raises(WrongBuildError) as wrong:
             await collect(client.generate(ask("late")))
-        assert "built for another CPU" in down.value.reason
-        assert "edge doctor" in down.value.reason
+        assert "built for another CPU" in wrong.value.reason
+        assert wrong.value.command.startswith("bash scripts/build-llama.sh --target ")
 
     with_client(settings(demo_model), work)
 

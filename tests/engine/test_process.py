@@ -13,7 +13,8 @@ def read(*pieces: bytes, hang_timeout_s: float = 5.0) -> tuple[list[bytes], str 
     """The lines handed over, and why reading ended."""
 
     async def main() -> tuple[list[bytes], str | None]:
-        reader, lines = asyncio.StreamReader(), []
+        reader = asyncio.StreamReader()
+        lines: list[bytes] = []
 
         async def feed() -> None:
             for piece in pieces:
