@@ -152,7 +152,12 @@ def doctor_rows(seen: "Examination") -> list[tuple[str, str]]:
 def model_info(model: str | None) -> "ModelInfo":
     """The header of a MODEL argument; none means the demo."""
     from edge.model.gguf import read_model_info
+    from edge.model.names import is_name
 
+    if model is not None and is_name(model) and not Path(model).exists():
+        from edge.model.pull import read_info
+
+        return read_info(model)  # of one on the hub its header is enough
     if model is not None:
         return read_model_info(Path(model))
     from edge.demo import demo_model

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from edge.config import KvType, LoadMode, Sampling
 from edge.errors import EngineError, ModelFileError
+from edge.model import shards
 
 DEVICE_KINDS: Final = {1: "gpu", 2: "igpu", 3: "accelerator"}  # enum ggml_backend_dev_type
 MAX_SEQUENCES: Final = 64  # libllama aborts at 256
@@ -552,13 +553,16 @@ def fingerprint(path: Path, loading: Loading) -> str:
     """Names what a saved state depends on: the model file, the library, the settings that shape the KV cache."""
     folder = Path(lib.__file__).parent / "lib"
     library = [(file.name, file.stat().st_size) for file in sorted(folder.iterdir())]
-    with path.open("rb") as file:
-        beginning = file.read(1 << 20)
-        file.seek(max(0, path.stat().st_size - (1 << 20)))
-        end = file.read()
+    digest = hashlib.sha256()
+    for part in shards.siblings(path):
+        with part.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            file.seek(max(0, part.stat().st_size - (1 << 20)))
+            digest.update(file.read())
     layout = (loading.n_sequences, loading.kv_type, loading.flash_attention, loading.n_gpu_layers)
-    facts = repr((path.stat().st_size, library, layout, lib.llama_print_system_info()))
-    return hashlib.sha256(beginning + end + facts.encode()).hexdigest()
+    facts = repr((shards.n_bytes(path), library, layout, lib.llama_print_system_info()))
+    digest.update(facts.encode())
+    return digest.hexdigest()
 
 
 def on_abort(report: Callable[[str], None]) -> Any:
