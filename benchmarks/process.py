@@ -71,27 +71,24 @@ def measure(
 
 
 class _Watcher(threading.Thread):
-    """Looks at a process and its children fifty times a second, and keeps the most that it saw."""
+    """Looks at a process and its children fifty times a second, and keeps the most that it saw.
+
+    A look must cost nothing, or it would be measured: /proc tells a process's children where Linux has been built so,
+    where psutil has to look at every process there is.
+    """
 
     def __init__(self, pid: int, models: Mapping[str, int]) -> None:
         super().__init__()
         self.n_anonymous_bytes = self.n_beside_bytes = 0
+        self._pid = pid
         self._models = models
-        self._held: dict[int, int] = {}  # of each child: bytes of the model it was given
-        self._first = psutil.Process(pid)
         self._is_done = threading.Event()
 
     def run(self) -> None:
         while not self._is_done.wait(SAMPLE_S):
-            try:
-                children = self._first.children(recursive=True)
-            except psutil.Error:
-                return
-            own = _anonymous_bytes(self._first)
-            taken = {child.pid: _anonymous_bytes(child) for child in children}
-            beside = sum(
-                max(0, n - self._model_bytes(child)) for child, n in zip(children, taken.values(), strict=True)
-            )
+            taken = {pid: _anonymous_bytes(pid) for pid in _descendants(self._pid)}
+            own = _anonymous_bytes(self._pid)
+            beside = sum(max(0, n - self._model_bytes(pid)) for pid, n in taken.items())
             self.n_anonymous_bytes = max(self.n_anonymous_bytes, own + sum(taken.values()))
             self.n_beside_bytes = max(self.n_beside_bytes, own + beside)
 
@@ -99,19 +96,28 @@ class _Watcher(threading.Thread):
         self._is_done.set()
         self.join()
 
-    def _model_bytes(self, child: psutil.Process) -> int:
-        if child.pid not in self._held:
-            try:
-                line = " ".join(child.cmdline())
-            except psutil.Error:
-                return 0
-            self._held[child.pid] = max((n for path, n in self._models.items() if path in line), default=0)
-        return self._held[child.pid]
+    def _model_bytes(self, pid: int) -> int:
+        try:
+            line = " ".join(psutil.Process(pid).cmdline())
+        except psutil.Error:
+            return 0
+        return max((n for path, n in self._models.items() if path in line), default=0)
 
 
-def _anonymous_bytes(process: psutil.Process) -> int:
+def _descendants(pid: int) -> list[int]:
     try:
-        memory = process.memory_info()
+        children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        try:
+            return [child.pid for child in psutil.Process(pid).children(recursive=True)]
+        except psutil.Error:
+            return []
+    return [*children, *(further for child in children for further in _descendants(child))]
+
+
+def _anonymous_bytes(pid: int) -> int:
+    try:
+        memory = psutil.Process(pid).memory_info()
     except psutil.Error:
         return 0
     return int(memory.rss - getattr(memory, "shared", 0))  # Linux: shared is what files back
