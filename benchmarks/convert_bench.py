@@ -9,76 +9,22 @@ to the disk are the kernel's count. The checkpoint is in the page cache for all 
 """
 
 import os
-import resource
-import subprocess
 import sys
 import tempfile
-import threading
-import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import click
-import psutil
 
 from benchmarks import peers
-from edge.errors import EdgeError, EngineError
+from benchmarks.process import Run, measure
+from edge.errors import EdgeError
 
 _CONVERT = (
     "import sys; from pathlib import Path; from convert.pipeline import convert\n"
     "convert(Path(sys.argv[1]), sys.argv[3:], Path(sys.argv[2]), overwrite=True)"
 )
-SAMPLE_S = 0.02
 PARTS = ("Q4_0", "Q4_K_M", "both", "half")
 BARS = {"Q4_K_M": "≤ 0.66", "Q4_0": "≤ 0.20", "both": "≤ 1.15"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one or more processes took, one after another."""
-
-    wall_s: float = 0.0
-    cpu_s: float = 0.0
-    n_written_bytes: int = 0  # 0 where the kernel does not count them
-    n_anonymous_bytes: int = 0  # at most, at once
-
-    def __add__(self, other: "Run") -> "Run":
-        return Run(
-            self.wall_s + other.wall_s,
-            self.cpu_s + other.cpu_s,
-            self.n_written_bytes + other.n_written_bytes,
-            max(self.n_anonymous_bytes, other.n_anonymous_bytes),
-        )
-
-
-def measure(*words: object, folder: Path | None = None) -> Run:
-    """Run a command to its end. Raises EngineError with its last words if it fails."""
-    before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    process = subprocess.Popen(
-        [str(word) for word in words], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    peak, done = [0], threading.Event()
-    watcher = threading.Thread(target=_watch, args=(process.pid, peak, done))
-    watcher.start()
-    said, _ = process.communicate()
-    wall_s = time.perf_counter() - start
-    done.set()
-    watcher.join()
-    if process.returncode != 0:
-        last = next((line for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
-        raise EngineError(f"{words[0]} failed ({last})", "run it by hand with the same arguments")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Run(wall_s, cpu_s, 512 * (after.ru_oublock - before.ru_oublock), peak[0])
-
-
-def _watch(pid: int, peak: list[int], done: threading.Event) -> None:
-    while not done.wait(SAMPLE_S):
-        try:
-            memory = psutil.Process(pid).memory_info()
-        except psutil.Error:
-            return
-        peak[0] = max(peak[0], memory.rss - getattr(memory, "shared", 0))  # Linux: shared is what files back
 
 
 class Bench:

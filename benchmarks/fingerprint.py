@@ -57,7 +57,7 @@ def model(info: ModelInfo) -> Model:
     """A model file, by its content."""
     return Model(
         name=info.path.name,
-        sha256=_sha256(info.path.absolute(), info.path.stat().st_mtime_ns),
+        sha256=_sha256(tuple(path.absolute() for path in info.paths), info.path.stat().st_mtime_ns),
         n_bytes=info.n_bytes,
         architecture=info.architecture,
         file_type=info.file_type,
@@ -69,11 +69,12 @@ def model(info: ModelInfo) -> Model:
 
 
 @lru_cache(maxsize=64)
-def _sha256(path: Path, _changed_ns: int) -> str:
+def _sha256(paths: tuple[Path, ...], _changed_ns: int) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while data := file.read(N_READ_BYTES):
-            digest.update(data)
+    for path in paths:
+        with path.open("rb") as file:
+            while data := file.read(N_READ_BYTES):
+                digest.update(data)
     return digest.hexdigest()
 
 

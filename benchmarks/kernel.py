@@ -137,7 +137,8 @@ class Loader:
         self.path, self.workload, self._settings = path, workload, settings
         self.info = read_model_info(path)
         self.n_threads = pin(workload.n_threads, self.info.n_bytes)
-        _drop_from_page_cache(path)
+        for file in self.info.paths:
+            _drop_from_page_cache(file)
         before = _bytes_from_disk()
         seconds = self._load()
         after = _bytes_from_disk()

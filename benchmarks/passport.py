@@ -2,12 +2,14 @@
 
     python -m benchmarks.passport [FOLDER]        # docs/demo-passport.md, .json and .svg
 
-Reads replies of the demo to held-out sums, and counts its right answers on 200 of them. The importance matrix is
-made from its replies to other sums. Needs matplotlib (the extra `report`).
+Reads replies of the demo to held-out sums, and counts its right answers on all of these. The importance matrix is made
+from its replies to other sums. Both texts are kept in tests/data; --new-texts lets the demo write them again, and no
+two machines write quite the same. Needs matplotlib (the extra `report`).
 """
 
 import json
 import random
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,28 +30,36 @@ WEIGHTED = ("Q4_K_M", "Q4_0")
 N_REPLIES = 96
 N_CTX_TOKENS, N_CHUNKS = 128, 80  # a chunk is about one of its conversations; longer ones it has not seen
 N_CALIBRATION = 200
-N_SUMS = 200  # of the 500 held-out ones
 NAME = "demo-passport"
-PREFACE = """
+DATA = Path("tests/data")  # from the project's folder, as in the commands on the page
+TEXT, CALIBRATION = DATA / "demo_replies.txt", DATA / "demo_calibration.txt"
+PREFACE = f"""
 The demo is a model of 3.7 million parameters that does sums; a small model suffers most from few bits, and a sum is
-right or wrong. Made by `python -m benchmarks.passport`.
+right or wrong. Made by `python -m benchmarks.passport` in the project's folder. The files, one by one:
+
+    edge convert edge/demo -t BF16 {" ".join(f"-t {kind}" for kind in TYPES)}
+    edge imatrix demo-BF16.gguf --text {CALIBRATION} --parse-special -o demo.imatrix.gguf
+    edge convert edge/demo {" ".join(f"-t {kind}" for kind in WEIGHTED)} --imatrix demo.imatrix.gguf -o weighted
 """
+
+
+def write_texts(report: Report) -> None:
+    """Let the demo reply to held-out sums and to others."""
+    with TemporaryDirectory() as name:
+        reference = convert(CHECKPOINT, ["BF16"], Path(name))[0].path
+        task = Path(name) / "other-sums.jsonl"
+        task.write_text("\n".join(json.dumps({"question": question, "answer": "-"}) for question in other_sums()))
+        shutil.copyfile(written(reference, N_REPLIES, task="sums", report=report), TEXT)
+        shutil.copyfile(written(reference, N_CALIBRATION, task=str(task), report=report), CALIBRATION)
 
 
 def entries(folder: Path, report: Report) -> tuple[Exam, list[Entry]]:
     """Convert, calibrate and examine; F16 first."""
     reference = convert(CHECKPOINT, ["BF16"], folder)[0].path
-    text = written(reference, N_REPLIES, task="sums", report=report)
-    origin = f"{N_REPLIES} replies of the reference to held-out sums"
-    exam = Exam(reference, text, origin, True, N_CTX_TOKENS, N_CHUNKS, ("sums",), N_SUMS)
+    origin = f"{N_REPLIES} replies of the reference to held-out sums ({TEXT})"
+    exam = Exam(reference, TEXT, origin, True, N_CTX_TOKENS, N_CHUNKS, ("sums",), text_told=str(TEXT))
     found = [examine(made.path, exam, report=report) for made in convert(CHECKPOINT, TYPES, folder)]
-    task = folder / "other-sums.jsonl"
-    task.write_text("\n".join(json.dumps({"question": question, "answer": "-"}) for question in other_sums()))
-    calibration = written(reference, N_CALIBRATION, task=str(task), report=report)
-    matrix = collect(
-        reference, calibration, folder / "demo.imatrix.gguf",
-        dataset=f"{N_CALIBRATION} replies of the reference to other sums", control=True, report=report,
-    ).path  # fmt: skip
+    matrix = collect(reference, CALIBRATION, folder / "demo.imatrix.gguf", control=True, report=report).path
     (folder / "weighted").mkdir()
     for made in convert(CHECKPOINT, WEIGHTED, folder / "weighted", imatrix=matrix):
         found.append(examine(made.path, exam, imatrix=matrix, report=report))
@@ -95,9 +105,12 @@ def page(passport: Passport) -> str:
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path), default=Path("docs"))
-def main(folder: Path) -> None:
+@click.option("--new-texts", is_flag=True, help="Let the demo write the texts anew.")
+def main(folder: Path, new_texts: bool) -> None:
     """Write the demo's passport into FOLDER."""
     with TemporaryDirectory() as scratch, progress() as report:
+        if new_texts:
+            write_texts(report)
         exam, found = entries(Path(scratch), report)
         passport = Passport("demo", exam, tuple(found))
         document: dict[str, Any] = passport.to_json()

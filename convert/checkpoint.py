@@ -153,6 +153,20 @@ class Checkpoint:
         """
         raise NotImplementedError
 
+    @property
+    def n_bytes(self) -> int:
+        """Length of the shards together."""
+        return sum(path.stat().st_size for path in self.shards)
+
+    @property
+    def n_bytes_to_fetch(self) -> int:
+        """What `fetch` would bring to this disk. Only of a remote one."""
+        raise NotImplementedError
+
+    def fetch(self, report: Callable[[str, int, int], None]) -> Path:
+        """Bring the shards to this disk; returns the folder. report: phase, bytes done, all. Only of a remote one."""
+        raise NotImplementedError
+
     def record(self, path: Path) -> tuple[str | None, str | None, int]:
         """Revision, SHA-256 and bytes of a shard, as far as its folder tells."""
         return (*_hub_record(path), path.stat().st_size)

@@ -5,19 +5,20 @@ Types are made one after the other, smallest first, in a folder that goes away, 
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from convert import output
+from convert.checkpoint import Checkpoint
 from convert.child import Report, silent
 from convert.manifest import manifest_path
-from convert.pipeline import convert, dry_run, own_type
-from convert.plan import Plan, PlannedFile
+from convert.pipeline import convert, dry_run
+from convert.plan import Plan, PlannedFile, Reference
 from convert.quality import Reading, measure
 from convert.replies import N_REPLIES, written
 from edge.config import N_CTX_TOKENS
-from edge.errors import EngineError
+from edge.errors import EngineError, NoSpaceError
 
 CANDIDATES = ("Q4_0", "IQ4_XS", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K", "Q8_0")
 N_SYSTEM_BYTES = 500_000_000  # what the rest of a small Linux takes
@@ -37,16 +38,18 @@ class Trial:
 
 @dataclass(frozen=True)
 class Choice:
-    """The file that was made, and every type that was looked at, smallest first."""
+    """The file that was made, what it was measured against, and every type that was looked at, smallest first."""
 
     path: Path
     type: str
+    against: Path
     trials: tuple[Trial, ...]
 
 
 def choose(
-    checkpoint: Path,
+    source: Path | Checkpoint,
     out: Path,
+    reference: Reference,
     *,
     n_ram_bytes: int,
     min_same_top: float,
@@ -55,8 +58,11 @@ def choose(
     overwrite: bool = False,
     report: Report = silent,
 ) -> Choice:
-    """Make the smallest file that passes, in `out`. Raises EngineError with every trial if none does."""
-    made = dry_run(checkpoint, CANDIDATES, out, imatrix=imatrix)
+    """Make the smallest file that passes, in `out`. Raises EngineError with every trial if none does.
+
+    A checkpoint on the hub is read once for each trial, so its weights are fetched into the hub's cache first.
+    """
+    made = dry_run(source, CANDIDATES, out, imatrix=imatrix)
     files = sorted(made.files, key=lambda file: file.n_bytes)
     for file in files:
         if file.path.exists() and not overwrite:
@@ -69,15 +75,19 @@ def choose(
     fitting = files[: len(files) - len(trials)]  # what is larger needs more
     if not fitting:
         raise _none_passes(trials)
+    n_largest = fitting[-1].n_bytes
+    reference = replace(reference, n_bytes_beside=n_largest + _n_bytes_to_fetch(source, out))
+    _check_room(dry_run(source, [], out, reference=reference), reference)
+    checkpoint = source if isinstance(source, Path) else source.fetch(report)
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out, prefix=".choosing-") as name:
         folder = Path(name)
-        against = convert(checkpoint, [own_type(checkpoint)], folder / "reference")[0].path
-        reading = Reading(text or written(against, N_REPLIES, report=report), control=text is None)
+        base = convert(checkpoint, [], reference=replace(reference, n_bytes_beside=n_largest))[0].path
+        reading = Reading(text or written(base, N_REPLIES, report=report), control=text is None)
         tried: list[Trial] = []
         for file in fitting:
             model = convert(checkpoint, [file.type], folder, imatrix=imatrix)[0].path
-            lost = measure(model, against, reading, report).divergence
+            lost = measure(model, base, reading, report).divergence
             assert lost
             same = lost.same_top.value
             verdict = "the smallest that passes" if same >= min_same_top else f"below {min_same_top:.3f}"
@@ -85,9 +95,22 @@ def choose(
             if same >= min_same_top:
                 for path in (model, manifest_path(model)):
                     path.replace(out / path.name)
-                return Choice(out / model.name, file.type, tuple(tried))
+                return Choice(out / model.name, file.type, base, tuple(tried))
             model.unlink()
     raise _none_passes([*tried, *trials])
+
+
+def _n_bytes_to_fetch(source: Path | Checkpoint, out: Path) -> int:
+    """What fetching the source takes of the disk that `out` lies on."""
+    if isinstance(source, Path) or source.path.stat().st_dev != output.existing(out).stat().st_dev:
+        return 0
+    return source.n_bytes_to_fetch
+
+
+def _check_room(made: Plan, reference: Reference) -> None:
+    n_needed, n_free = made.n_bytes + reference.n_bytes_beside, output.n_bytes_free(made.files[0].path.parent)
+    if n_needed > n_free:
+        raise NoSpaceError(output.existing(made.files[0].path.parent), n_needed, n_free)
 
 
 def _none_passes(trials: Sequence[Trial]) -> EngineError:

@@ -8,15 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.child import Json, Report, leave_with_reason
+from convert.texts import read_text
+from edge.board.memory import read_memory
 from edge.board.topology import pin
 from edge.engine import library
 from edge.engine.llama import Llama, Loading
 from edge.engine.watcher import Watch
 from edge.errors import EngineError, TextError
+from edge.model import shards
 
-N_BATCH_TOKENS = 256
-N_OUTPUTS = 128  # rows of logits at a time: 78 MB for a vocabulary of 152k, and as much again inside the library
-N_TEXT_BYTES_MAX = 64 << 20
+N_BATCH_TOKENS = 256  # at least; small vocabularies get larger batches, whose overhead counts most
+N_OUTPUTS_MAX = 512
+N_LOGITS = 128 * 151_936  # at a time: 78 MB, and as much again inside the library
+READ_SHARE = 0.8  # of memory: a larger model is mapped, not copied
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,19 @@ class Reader:
     """One model, in this process. Use in a child."""
 
     def __init__(self, job: Json, report: Report, watch: Watch | None = None) -> None:
-        """Load job["model"] for chunks of job["n_ctx"] tokens."""
-        path, n_ctx = Path(job["model"]), int(job["n_ctx"])
-        n_threads = pin(job.get("n_threads"), path.stat().st_size)
+        """Load job["model"], which has job["n_vocab"] tokens, for chunks of job["n_ctx"] tokens."""
+        path, n_ctx, n_bytes = Path(job["model"]), int(job["n_ctx"]), shards.n_bytes(Path(job["model"]))
+        memory = read_memory()
         self._keep = library.on_abort(leave_with_reason)
-        n_batch = N_OUTPUTS if watch else N_BATCH_TOKENS  # who watches wants every row computed to the end
-        loading = Loading(n_ctx, n_batch, n_sequences=1, n_outputs=N_OUTPUTS, n_threads=n_threads)
+        self.n_outputs = max(1, min(N_OUTPUTS_MAX, N_LOGITS // job["n_vocab"]))
+        loading = Loading(
+            n_ctx,
+            self.n_outputs if watch else max(N_BATCH_TOKENS, self.n_outputs),  # who watches wants every row to the end
+            n_sequences=1,
+            n_outputs=self.n_outputs,
+            n_threads=pin(job.get("n_threads"), n_bytes),
+            load_mode="map" if memory and n_bytes > READ_SHARE * memory.limit_bytes else "read",
+        )
         self.llama = Llama(path, loading, lambda share: report("load", int(100 * share), 100), watch)
         self._batch = self.llama.new_batch()
 
@@ -68,43 +79,28 @@ class Reader:
         """Of each scored position, some at a time: the tokens that follow, and a view (n, n_vocab) of the logits."""
         self.llama.clear()
         first, last = chunk.first_scored, len(chunk.tokens) - 1  # what follows the last is not known
-        for begin in range(0, first, N_BATCH_TOKENS):
-            self._decode(chunk.tokens, begin, min(first, begin + N_BATCH_TOKENS), output=False)
-        for begin in range(first, last, N_OUTPUTS):
-            end = min(last, begin + N_OUTPUTS)
-            self._decode(chunk.tokens, begin, end, output=True)
-            yield chunk.tokens[begin + 1 : end + 1], self.llama.all_logits(self._batch)
+        begin = 0
+        while begin < last:
+            end = min(last, begin + self._batch.n_tokens_max, max(begin, first) + self.n_outputs)
+            self._decode(chunk.tokens, begin, end, first)
+            if end > first:
+                yield chunk.tokens[max(begin, first) + 1 : end + 1], self.llama.all_logits(self._batch)
+            begin = end
 
     def read(self, chunk: Chunk) -> None:
         """Compute everything for every token, for the sake of who watches."""
         self.llama.clear()
-        for begin in range(0, len(chunk.tokens), N_OUTPUTS):
-            self._decode(chunk.tokens, begin, min(len(chunk.tokens), begin + N_OUTPUTS), output=True)
+        for begin in range(0, len(chunk.tokens), self.n_outputs):
+            self._decode(chunk.tokens, begin, min(len(chunk.tokens), begin + self.n_outputs), 0)
         self.llama.wait()
 
-    def _decode(self, tokens: list[int], begin: int, end: int, *, output: bool) -> None:
+    def _decode(self, tokens: list[int], begin: int, end: int, first_output: int) -> None:
         self._batch.clear()
         for i in range(begin, end):
-            self._batch.add(tokens[i], i, 0, output=output)
+            self._batch.add(tokens[i], i, 0, output=i >= first_output)
         code = self.llama.decode(self._batch)
         if code != 0:
             raise EngineError(f"the model cannot be computed (code {code})", "free some memory, then try again")
 
     def close(self) -> None:
         self.llama.close()
-
-
-def read_text(path: Path) -> str:
-    """A text file, without the line end at its end, as llama.cpp's tools read it. Raises TextError."""
-    try:
-        with path.open("rb") as file:
-            data = file.read(N_TEXT_BYTES_MAX + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise TextError(path, f"cannot be read ({reason})", "name a text file") from error
-    if len(data) > N_TEXT_BYTES_MAX:
-        raise TextError(path, f"has more than {N_TEXT_BYTES_MAX:,} bytes", "name a shorter text")
-    try:
-        return data.removesuffix(b"\n").decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise TextError(path, f"is not UTF-8 text (byte {error.start})", "name a text file") from error

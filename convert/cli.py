@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,8 +19,9 @@ from edge.config import QUANT_TYPES
 
 if TYPE_CHECKING:
     from convert.checkpoint import Checkpoint
+    from convert.choose import Choice
     from convert.pipeline import Conversion, Progress
-    from convert.plan import Plan
+    from convert.plan import Plan, Reference
     from convert.recipes import Kind, Wishes
 
 
@@ -123,73 +124,93 @@ def convert(
     it was made of and its SHA-256. From the hub the weights come as a stream and never lie on this disk; stopped, the
     same command goes on with the tensors that are missing.
     """
+    from convert import passport as passports
     from convert import pipeline
+    from convert.bar import progress as bar
+    from convert.plan import SMALL_REFERENCE
 
-    if auto:
-        if dry_run or pure or patterns or output_kind or embedding_kind:
-            raise click.UsageError("--auto finds the type by making files; leave the other options on types away")
-        chosen = _choose(src, out, n_ram_bytes, min_same_top, text, imatrix, force=force, as_json=as_json)
-        if passport:
-            _issue(src, [chosen], text, tasks, imatrix, force=force)
-        return
+    if auto and (dry_run or pure or patterns or output_kind or embedding_kind):
+        raise click.UsageError("--auto finds the type by making files; leave the other options on types away")
+    if dry_run and passport:
+        raise click.UsageError("--dry-run makes nothing that --passport could measure; leave one of them away")
+    if (text and not (auto or passport)) or (tasks and not passport):
+        raise click.UsageError("--text and --tasks are what --passport measures with; add it")
     wishes = _wishes(patterns, output_kind, embedding_kind, pure)
     source = _source(src)
     if dry_run:
         made = pipeline.dry_run(source, types, out, wishes=wishes, imatrix=imatrix)
         _print_json(_plan_document(made)) if as_json else _print_plan(made)
         return
-    with _bar() as progress:
-        made_files = pipeline.convert(
-            source, types, out, progress=progress, overwrite=force, wishes=wishes, imatrix=imatrix
-        )
-    if passport:
-        _issue(src, [file.path for file in made_files], text, tasks, imatrix, force=force)
-    for name in getattr(source, "unhashed", []):
-        click.echo(f"{name} was read in several runs; its hash as a whole could not be checked", err=True)
-    _print_json([asdict(file) for file in made_files]) if as_json else _print_table(made_files)
+    out = out or Path.cwd()
+    with ExitStack() as stack:
+        reference = None
+        if auto or passport:
+            passports.check(passports.models(source, () if auto else types, out), text, tasks, overwrite=force)
+            reference = stack.enter_context(passports.reference_beside(source, out, writes=text is None))
+        if auto:
+            assert reference
+            choice = _choose(
+                source, out, reference, text, imatrix, n_ram_bytes=n_ram_bytes, min_same_top=min_same_top,
+                force=force, as_json=as_json,
+            )  # fmt: skip
+            against, models = choice.against, [choice.path]
+        else:
+            with _bar() as progress:
+                made_files = pipeline.convert(
+                    source, types, out, progress=progress, overwrite=force, wishes=wishes, imatrix=imatrix,
+                    reference=reference,
+                )  # fmt: skip
+            if reference:
+                against = made_files.pop().path
+            models = [file.path for file in made_files]
+            for name in getattr(source, "unhashed", []):
+                click.echo(f"{name} was read in several runs; its hash as a whole could not be checked", err=True)
+            _print_json([asdict(file) for file in made_files]) if as_json else _print_table(made_files)
+        if reference and against.name.endswith(f"-{SMALL_REFERENCE}.gguf"):
+            click.echo(f"measured against {against.name}: there is no room for the checkpoint's own type", err=True)
+        if passport:
+            with bar() as report:
+                written = passports.issue(
+                    against, models, text=text, tasks=tasks, imatrix=imatrix, overwrite=force, report=report
+                )
+            for path in written:
+                click.echo(path, err=True)
 
 
 def _choose(
-    src: Path,
-    out: Path | None,
-    n_ram_bytes: int,
-    min_same_top: float,
+    source: Path | Checkpoint,
+    out: Path,
+    reference: Reference,
     text: Path | None,
     imatrix: Path | None,
     *,
+    n_ram_bytes: int,
+    min_same_top: float,
     force: bool,
     as_json: bool,
-) -> Path:
+) -> Choice:
     from convert import choose
     from convert.bar import progress
+    from edge.model.shards import hub_name
 
     with progress() as report:
         choice = choose.choose(
-            src, out or Path.cwd(), n_ram_bytes=n_ram_bytes, min_same_top=min_same_top, text=text, imatrix=imatrix,
+            source, out, reference, n_ram_bytes=n_ram_bytes, min_same_top=min_same_top, text=text, imatrix=imatrix,
             overwrite=force, report=report,
         )  # fmt: skip
+    if not isinstance(source, Path):
+        told = f"{source.n_bytes / 1e6:,.0f} MB of the checkpoint stay in the hub's cache"
+        click.echo(f"{told}; remove them with: edge rm {hub_name(source.path)}", err=True)
     if as_json:
         click.echo(choose.document(choice))
-        return choice.path
+        return choice
     click.echo(f"{'type':8}{'MB':>8}{'MB of RAM':>11}{'top 1':>8}  verdict")
     for trial in choice.trials:
         same = "" if trial.same_top is None else f"{trial.same_top:.3f}"
         sizes = f"{trial.n_bytes / 1e6:8,.0f}{trial.n_memory_bytes / 1e6:11,.0f}"
         click.echo(f"{trial.type:8}{sizes}{same:>8}  {trial.verdict}")
     click.echo(choice.path)
-    return choice.path
-
-
-def _issue(
-    src: Path, models: list[Path], text: Path | None, tasks: tuple[str, ...], imatrix: Path | None, *, force: bool
-) -> None:
-    from convert import passport
-    from convert.bar import progress
-
-    with progress() as report:
-        made = passport.issue(src, models, text=text, tasks=tasks, imatrix=imatrix, overwrite=force, report=report)
-    for path in made:
-        click.echo(path, err=True)
+    return choice
 
 
 def _source(src: Path) -> Path | Checkpoint:
@@ -205,7 +226,11 @@ def _source(src: Path) -> Path | Checkpoint:
     if name.quant or name.file:
         raise click.BadParameter(f"name the repository alone, and the types with -t: {name.repo_id}", param_hint="SRC")
     hub = Hub.from_environment(notice=lambda text: click.echo(text, err=True))
-    return RemoteCheckpoint.look_up(hub, name.repo_id, name.revision)
+    found = RemoteCheckpoint.look_up(hub, name.repo_id, name.revision)
+    if found.is_remote:
+        return found
+    found.close()
+    return found.path
 
 
 def _wishes(patterns: tuple[str, ...], output: str | None, embedding: str | None, pure: bool) -> Wishes:

@@ -37,7 +37,7 @@ def work(job: Json, report: Report) -> Json:
             with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2) as pool:
                 for i in range(len(records), len(chunks)):
                     report("read", i, len(chunks))
-                    records.append(_record(reader, chunks[i], base[i] if base else None, job, pool))
+                    records.append(*_record(reader, chunks[i], base[i] if base else None, job, pool))
         finally:
             if base:
                 base.close()
@@ -46,20 +46,20 @@ def work(job: Json, report: Report) -> Json:
     return {"n_chunks": len(chunks)}
 
 
-def _record(reader: Reader, chunk: Chunk, base: bytes | None, job: Json, pool: Executor) -> bytes:
-    """A chunk's record: of a reference its tokens and rows, else its scores."""
+def _record(reader: Reader, chunk: Chunk, base: bytes | None, job: Json, pool: Executor) -> list[bytes]:
+    """A chunk's record in parts: of a reference its tokens and rows, else its scores."""
     parts = []
     tokens = np.array(chunk.tokens, np.uint32).tobytes()
     places = _batches(base, tokens, job) if base else None
     for next_tokens, logits in reader.logits(chunk):
         if job["kind"] == "reference":
             packed = divergence.pack(logits, next_tokens, pool)
-            parts.append(len(packed).to_bytes(8, "little") + packed)
+            parts += [len(packed).to_bytes(8, "little"), packed]
         elif places is not None:
             parts.append(divergence.compare(logits, next_tokens, next(places), pool).tobytes())
         else:
             parts.append(divergence.surprises(logits, next_tokens, pool).tobytes())
-    return b"".join([tokens, *parts] if job["kind"] == "reference" else parts)
+    return [tokens, *parts] if job["kind"] == "reference" else parts
 
 
 def _batches(record: bytes, tokens: bytes, job: Json) -> Iterator[memoryview]:

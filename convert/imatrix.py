@@ -7,6 +7,7 @@ from convert import child, output
 from convert.child import Json, Report, silent
 from edge.errors import OutputError
 from edge.model.gguf import read_model_info
+from edge.model.shards import stem
 
 N_CTX_TOKENS = 512
 
@@ -39,14 +40,15 @@ def collect(
 
     dataset: what the file says the text is; None: the text's name. control: control tokens are read in the text.
     """
-    read_model_info(model)  # refuses in this process what a child might die of
-    out = (out or model.with_name(f"{model.name.removesuffix('.gguf')}.imatrix.gguf")).absolute()
+    info = read_model_info(model)  # refuses in this process what a child might die of
+    out = (out or model.with_name(f"{stem(model.name)}.imatrix.gguf")).absolute()
     if out.exists() and not overwrite:
         raise output.exists(out)
     if not out.parent.is_dir():
         raise OutputError(out.parent, "is not a folder", "choose another one with --out")
     job: Json = {
         "model": str(model.absolute()),
+        "n_vocab": info.n_vocab,
         "text": str(text.absolute()),
         "n_ctx": n_ctx,
         "n_chunks": n_chunks,

@@ -16,6 +16,7 @@ from convert.checkpoint import Checkpoint, parse_json, read_text, read_text_if_t
 from convert.importance import ImportanceMatrix
 from edge import __version__
 from edge.errors import CheckpointError, ModelFileError
+from edge.model.shards import hub_name
 
 FORMAT = 1
 N_MANIFEST_BYTES_MAX = 8_000_000  # a source of 20 000 shards
@@ -38,7 +39,7 @@ class Origin:
         revisions = {revision for revision, _, _ in records.values()}
         files = tuple((path.name, n_bytes, sha256) for path, (_, sha256, n_bytes) in sorted(records.items()))
         revision = revisions.pop() if len(revisions) == 1 else None
-        return cls(name, revision, files, _repo_id(checkpoint.path), _licence(checkpoint.path))
+        return cls(name, revision, files, hub_name(checkpoint.path), _licence(checkpoint.path))
 
 
 def manifest_path(model: Path) -> Path:
@@ -120,13 +121,6 @@ def _sha256(path: Path) -> str:
 def tools() -> dict[str, str | None]:
     """What the bytes of a result depend on beside its source."""
     return {"edge-gguf": __version__, "llama-cpp-python": _version("llama-cpp-python")}
-
-
-def _repo_id(folder: Path) -> str | None:
-    """OWNER/REPO of a folder in the Hugging Face cache: models--OWNER--REPO/snapshots/REVISION."""
-    folder = folder.absolute()
-    owner, _, repo = folder.parents[1].name.removeprefix("models--").partition("--")
-    return f"{owner}/{repo}" if folder.parent.name == "snapshots" and repo else None
 
 
 def _licence(folder: Path) -> str | None:

@@ -245,9 +245,14 @@ def exists(path: Path) -> OutputError:
 
 
 def n_bytes_free(folder: Path) -> int:
-    """Bytes that this user may still write there."""
-    found = os.statvfs(folder)
+    """Bytes that this user may still write there; of a folder to come, where it will lie."""
+    found = os.statvfs(existing(folder))
     return found.f_bavail * found.f_frsize
+
+
+def existing(folder: Path) -> Path:
+    """A folder, or the nearest one above it that is there."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.is_dir())
 
 
 def _sync(descriptor: int) -> None:

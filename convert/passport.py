@@ -3,25 +3,34 @@
 Knows what to measure and how to tell it; the measures are those of convert.quality and convert.replies.
 """
 
+import fcntl
 import hashlib
 import importlib.metadata
 import json
-from collections.abc import Sequence
-from contextlib import ExitStack
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
+from convert.checkpoint import Checkpoint
 from convert.child import Report, silent
 from convert.importance import ImportanceMatrix
 from convert.output import OutputFile, exists
-from convert.pipeline import convert, own_type
+from convert.plan import Reference, model_name
 from convert.quality import Quality, Reading, measure
 from convert.replies import N_REPLIES, grade, written
 from convert.tasks import Score
+from convert.tasks import read as read_task
+from convert.texts import read_text
 from edge import __version__
+from edge.errors import OutputError
 from edge.model.gguf import read_model_info
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 
@@ -38,6 +47,7 @@ class Exam:
     n_chunks: int = 20
     tasks: tuple[str, ...] = ()
     n_questions: int | None = None
+    text_told: str = "TEXT"  # what the commands on the page call the text
 
 
 @dataclass(frozen=True)
@@ -123,7 +133,7 @@ class Passport:
     def commands(self) -> list[str]:
         """What to type to get the same numbers."""
         exam = self.exam
-        options = f"--against {exam.against.name} --text TEXT --ctx {exam.n_ctx} --chunks {exam.n_chunks}"
+        options = f"--against {exam.against.name} --text {exam.text_told} --ctx {exam.n_ctx} --chunks {exam.n_chunks}"
         options += " --parse-special" if exam.control else ""
         tasks = "".join(f" --tasks {name}" for name in exam.tasks)
         tasks += f" --first {exam.n_questions}" if exam.tasks and exam.n_questions else ""
@@ -181,8 +191,64 @@ def examine(
     )
 
 
+def models(source: Path | Checkpoint, types: Sequence[str], out: Path) -> list[Path]:
+    """The files that a conversion is going to make."""
+    name = model_name(source if isinstance(source, Path) else source.path)
+    return [out / f"{name}-{kind.upper()}.gguf" for kind in types]
+
+
+def check(models: Sequence[Path], text: Path | None, tasks: Sequence[str], *, overwrite: bool) -> None:
+    """Raise before anything is converted what would stop `issue`."""
+    for model in models:
+        for path in paths(model):
+            if path.exists() and not overwrite:
+                raise exists(path)
+    if text:
+        read_text(text)
+    for task in tasks:
+        read_task(task)
+
+
+@contextmanager
+def reference_beside(source: Path | Checkpoint, out: Path, *, writes: bool) -> Iterator[Reference]:
+    """A hidden folder for what the files made in `out` are measured against. It goes away.
+
+    Of a source far away it stays where the conversion broke off, and the same command goes on with what is in it.
+    """
+    name = model_name(source if isinstance(source, Path) else source.path)
+    folder, is_new = out / f".{name}.reference", not out.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        raise OutputError(folder, f"cannot be made ({error.strerror})", "choose another folder with --out") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        remedy = "wait for it, or choose another folder with --out"
+        raise OutputError(folder, "is in use by another process", remedy) from error
+    except OSError:
+        logger.info("%s: this file system knows no locks", folder)
+    try:
+        for path in [] if _is_unfinished(folder) else folder.iterdir():
+            path.unlink()  # left by a process that was killed while it measured
+        yield Reference(folder, writes)
+    finally:
+        if not _is_unfinished(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+        if is_new:
+            with suppress(OSError):
+                out.rmdir()  # if nothing has come to lie in it
+
+
+def _is_unfinished(folder: Path) -> bool:
+    return any(folder.glob(".*.journal"))
+
+
 def issue(
-    checkpoint: Path,
+    against: Path,
     models: Sequence[Path],
     *,
     text: Path | None = None,
@@ -191,23 +257,18 @@ def issue(
     overwrite: bool = False,
     report: Report = silent,
 ) -> list[Path]:
-    """Measure files just made of a checkpoint against all of its precision; write MODEL.passport.md and .json beside.
+    """Measure files of one checkpoint against a larger one of it; write MODEL.passport.md and .json beside each.
 
-    text: what they read; None: what the model itself writes.
+    text: what they read; None: what the larger one itself writes.
     """
+    check(models, text, tasks, overwrite=overwrite)
+    origin = text.name if text else f"{N_REPLIES} replies of the reference"
+    exam = Exam(against, text or written(against, N_REPLIES, report=report), origin, text is None, tasks=tasks)
+    made = []
     for model in models:
-        _check_free(model, overwrite=overwrite)
-    with ExitStack() as stack:
-        folder = models[0].absolute().parent
-        scratch = Path(stack.enter_context(TemporaryDirectory(dir=folder, prefix=".reference-")))
-        against = convert(checkpoint, [own_type(checkpoint)], scratch)[0].path
-        origin = text.name if text else f"{N_REPLIES} replies of the reference"
-        exam = Exam(against, text or written(against, N_REPLIES, report=report), origin, text is None, tasks=tasks)
-        made = []
-        for model in models:
-            entry = examine(model, exam, imatrix=imatrix, report=report)
-            made += write(Passport(entry.file.removesuffix(".gguf"), exam, (entry,)), model, overwrite=overwrite)
-        return made
+        entry = examine(model, exam, imatrix=imatrix, report=report)
+        made += write(Passport(entry.file.removesuffix(".gguf"), exam, (entry,)), model, overwrite=overwrite)
+    return made
 
 
 def paths(model: Path) -> tuple[Path, Path]:
@@ -216,15 +277,9 @@ def paths(model: Path) -> tuple[Path, Path]:
     return model.with_name(f"{stem}.passport.md"), model.with_name(f"{stem}.passport.json")
 
 
-def _check_free(model: Path, *, overwrite: bool) -> None:
-    for path in paths(model):
-        if path.exists() and not overwrite:
-            raise exists(path)
-
-
 def write(passport: Passport, model: Path, *, overwrite: bool = False) -> list[Path]:
     """MODEL.passport.md and MODEL.passport.json beside a model, whole or not at all. Raises OutputError."""
-    _check_free(model, overwrite=overwrite)
+    check([model], None, (), overwrite=overwrite)
     markdown, document = paths(model)
     texts = {
         markdown: passport.to_markdown(),

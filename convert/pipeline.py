@@ -24,7 +24,7 @@ from convert.importance import ImportanceMatrix
 from convert.journal import Journal, fingerprint
 from convert.manifest import Origin, manifest, manifest_path, tools
 from convert.output import OutputFile
-from convert.plan import Plan, PlannedFile, plan
+from convert.plan import Plan, PlannedFile, Reference, n_bytes_free, plan
 from convert.quantize import Kind, Scratch
 from convert.readback import ReadBack
 from convert.recipes import Wishes, file_order
@@ -74,11 +74,14 @@ def convert(
     overwrite: bool = False,
     wishes: Wishes | None = None,
     imatrix: Path | None = None,
+    reference: Reference | None = None,
 ) -> list[Conversion]:
     """Make one GGUF per type from the checkpoint in `src`, named `<folder>-<TYPE>.gguf`, in `out_dir` or here.
 
     Beside each lies its manifest, `<folder>-<TYPE>.gguf.json`. Raises EdgeError; whatever is raised, signals included,
     no new file is left and the source is as it was. From a remote source hidden files stay, to go on from.
+
+    reference: make this from the same pass too; it comes last.
     """
     start = time.perf_counter()
     with _enough_memory(), ExitStack() as stack:
@@ -87,9 +90,10 @@ def convert(
         checkpoint = stack.enter_context(Checkpoint.open(src) if isinstance(src, Path) else src)
         importance = ImportanceMatrix.read(imatrix) if imatrix else None
         # 2. plan
-        made = plan(checkpoint, types, out_dir or Path.cwd(), wishes=wishes, importance=importance)
+        made = plan(checkpoint, types, out_dir or Path.cwd(), wishes=wishes, importance=importance, reference=reference)
         # 3. check the disk
-        _make_folder(stack, made.files[0].path.parent)
+        for folder in dict.fromkeys(file.path.parent for file in made.files):
+            _make_folder(stack, folder)
         _check_targets(checkpoint, made, overwrite=overwrite)
         # 4. stream
         files = [_open(stack, file.path, file.n_bytes, is_resumable=checkpoint.is_remote) for file in made.files]
@@ -141,18 +145,12 @@ def dry_run(
     *,
     wishes: Wishes | None = None,
     imatrix: Path | None = None,
+    reference: Reference | None = None,
 ) -> Plan:
     """What `convert` would make, to the byte. Everything is checked but the weights themselves and the targets."""
     with Checkpoint.open(src) if isinstance(src, Path) else src as checkpoint:
         importance = ImportanceMatrix.read(imatrix) if imatrix else None
-        return plan(checkpoint, types, out_dir or Path.cwd(), wishes=wishes, importance=importance)
-
-
-def own_type(src: Path) -> str:
-    """The type that holds a checkpoint's weights as they are: what others of it are compared with."""
-    with Checkpoint.open(src) as checkpoint:
-        dtypes = {tensor.dtype for tensor in checkpoint.tensors.values() if len(tensor.shape) > 1}
-    return dtypes.pop() if dtypes in ({"BF16"}, {"F16"}) else "F32"
+        return plan(checkpoint, types, out_dir or Path.cwd(), wishes=wishes, importance=importance, reference=reference)
 
 
 def _make_folder(stack: ExitStack, folder: Path) -> None:
@@ -173,9 +171,9 @@ def _remove_if_empty(folder: Path) -> None:
 
 def _check_targets(checkpoint: Checkpoint, made: Plan, *, overwrite: bool) -> None:
     """Refuse before the first byte what cannot end well."""
-    folder = made.files[0].path.parent
-    if not folder.is_dir():
-        raise OutputError(folder, "is not a folder", "choose another one with --out")
+    for folder in {file.path.parent for file in made.files}:
+        if not folder.is_dir():
+            raise OutputError(folder, "is not a folder", "choose another one with --out")
     for path in [path for file in made.files for path in (file.path, manifest_path(file.path))]:
         if not os.path.lexists(path):
             continue
@@ -185,11 +183,9 @@ def _check_targets(checkpoint: Checkpoint, made: Plan, *, overwrite: bool) -> No
             raise OutputError(path, "is a folder", "choose another folder with --out")
         if not overwrite:
             raise output.exists(path)
-    n_free = output.n_bytes_free(folder)
-    if checkpoint.is_remote:
-        n_free += sum(output.n_bytes_resumable(file.path) for file in made.files)
+    n_free = n_bytes_free(checkpoint, made)
     if made.n_bytes > n_free:
-        raise NoSpaceError(folder, made.n_bytes, n_free)
+        raise NoSpaceError(made.files[0].path.parent, made.n_bytes, n_free)
 
 
 def _open(stack: ExitStack, path: Path, n_bytes: int, *, is_resumable: bool = False) -> OutputFile:

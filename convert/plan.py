@@ -3,7 +3,7 @@
 import io
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -12,15 +12,32 @@ from gguf import GGML_QUANT_VERSION, GGUFType, GGUFWriter, Metadata, size_label
 from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
+from convert import output
 from convert.checkpoint import Checkpoint
 from convert.families import Model, Weight, understand
 from convert.importance import ImportanceMatrix
 from convert.quantize import Kind, n_cores, row_bytes, values_per_s
 from convert.recipes import RECIPES, Network, Recipe, Wishes, tensor_kinds
 from convert.vocab import Vocabulary
-from edge.errors import ModelFileError, UnsupportedTypeError
+from edge.board.memory import read_memory
+from edge.errors import CheckpointError, ModelFileError, UnsupportedTypeError
 
 N_ALIGNMENT = 32  # GGUF's default
+SMALL_REFERENCE = "Q8_0"  # a mean divergence of about 0.001: enough to tell 4 bits from 5
+REFERENCE_SHARE = 0.8  # of memory: a larger one would be read from the disk again for each piece of text
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A file that the others are measured against, in a folder of its own, and only for a while.
+
+    It has the checkpoint's own type if that fits on the disk and into memory, else Q8_0. writes: it will write what all
+    of them read, and so needs a chat template. n_bytes_beside: what else has to fit on the disk.
+    """
+
+    folder: Path
+    writes: bool = False
+    n_bytes_beside: int = 0
 
 
 @dataclass(frozen=True)
@@ -82,8 +99,9 @@ def plan(
     *,
     wishes: Wishes | None = None,
     importance: ImportanceMatrix | None = None,
+    reference: Reference | None = None,
 ) -> Plan:
-    """What will be written where, to the byte. Raises EdgeError for a checkpoint that cannot become that."""
+    """What will be written where, to the byte; a reference last. Raises EdgeError for what cannot become that."""
     recipes = [_recipe(name) for name in dict.fromkeys(name.upper() for name in types)]
     model = understand(checkpoint)
     vocabulary = Vocabulary.read(checkpoint, model.dimensions.vocab)
@@ -93,7 +111,38 @@ def plan(
         _plan_file(model, vocabulary, recipe, wishes, importance, name, out_dir / f"{name}-{recipe.name}.gguf")
         for recipe in recipes
     ]
-    return Plan(name, model, tuple(files), importance, columns)
+    made = Plan(name, model, tuple(files), importance, columns)
+    if reference is None:
+        return made
+    if reference.writes and vocabulary.chat_template is None:
+        raise CheckpointError(checkpoint.path, "has no chat template", "name a text to measure with: --text FILE")
+    for kind in (own_type(checkpoint), SMALL_REFERENCE):
+        path = reference.folder / f"{name}-{kind}.gguf"
+        other = _plan_file(model, vocabulary, RECIPES[kind], None, None, name, path)  # whatever the wishes
+        both = replace(made, files=(*files, other))
+        n_needed = both.n_bytes + reference.n_bytes_beside
+        if n_needed <= n_bytes_free(checkpoint, both) and other.n_bytes <= REFERENCE_SHARE * _n_memory_bytes():
+            break
+    return both
+
+
+def n_bytes_free(checkpoint: Checkpoint, made: Plan) -> int:
+    """Bytes that may still be written; what a stopped run of a remote source has written counts as free."""
+    n_free = output.n_bytes_free(made.files[0].path.parent)
+    if checkpoint.is_remote:
+        n_free += sum(output.n_bytes_resumable(file.path) for file in made.files)
+    return n_free
+
+
+def _n_memory_bytes() -> int:
+    memory = read_memory()
+    return memory.limit_bytes if memory else 1 << 62
+
+
+def own_type(checkpoint: Checkpoint) -> str:
+    """The type that holds a checkpoint's weights as they are: what others of it are compared with."""
+    dtypes = {tensor.dtype for tensor in checkpoint.tensors.values() if len(tensor.shape) > 1}
+    return dtypes.pop() if dtypes in ({"BF16"}, {"F16"}) else "F32"
 
 
 def model_name(folder: Path) -> str:

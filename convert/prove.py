@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from convert.child import Report
     from convert.quality import Quality
     from convert.tasks import Score
 
@@ -45,8 +46,8 @@ Examples:
 
 
 @click.command(epilog=QUALITY_EXAMPLES)
-@click.argument("model", type=FILE)
-@click.option("--against", type=FILE, metavar="REF", help="The model it was made from, in F16 or BF16.")
+@click.argument("model")
+@click.option("--against", metavar="REF", help="The model it was made from, in F16 or BF16.")
 @click.option("--text", type=FILE, metavar="FILE", help="What both read.")
 @click.option(
     "--replies", type=click.IntRange(2, 10_000), metavar="N",
@@ -67,8 +68,8 @@ Examples:
 @THREADS
 @AS_JSON
 def quality(
-    model: Path,
-    against: Path | None,
+    model: str,
+    against: str | None,
     text: Path | None,
     replies: int | None,
     questions: str | None,
@@ -90,19 +91,20 @@ def quality(
     from convert.bar import progress
     from convert.replies import N_REPLIES, grade, written
 
-    if text and replies:
-        raise click.UsageError("--text or --replies, not both")
+    if text and (replies or questions):
+        raise click.UsageError("--text, or --replies with its --questions, not both")
+    if (n_questions or checker) and not tasks:
+        raise click.UsageError("--first and --checker are for --tasks; name one, such as --tasks sums")
     found: Quality | None = None
     scores = []
     with progress() as report:
+        file, base = _found(model, report), _found(against, report) if against else None
         if text or replies or not tasks:
             control = control or not text
-            text = text or written(
-                against or model, replies or N_REPLIES, task=questions, n_threads=threads, report=report
-            )
-            found = measures.measure(model, against, measures.Reading(text, ctx, chunks, threads, control), report)
+            text = text or written(base or file, replies or N_REPLIES, task=questions, n_threads=threads, report=report)
+            found = measures.measure(file, base, measures.Reading(text, ctx, chunks, threads, control), report)
         for task in tasks:
-            score, _ = grade(model, task, checker=checker, n_questions=n_questions, n_threads=threads, report=report)
+            score, _ = grade(file, task, checker=checker, n_questions=n_questions, n_threads=threads, report=report)
             scores.append(score)
     if as_json:
         document = (found.to_json() if found else {"model": str(model)}) | {"tasks": [one.to_json() for one in scores]}
@@ -112,6 +114,17 @@ def quality(
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         click.echo(f"{name:<{width}}  {value}")
+
+
+def _found(model: str, report: Report) -> Path:
+    """The file that a MODEL argument names, fetched if it is not here."""
+    from edge.model.names import is_name
+
+    if Path(model).exists() or not is_name(model):
+        return Path(model)
+    from edge.model.pull import resolve
+
+    return resolve(model, progress=lambda at: report(f"{at.phase} {at.file}", at.n_bytes_done, at.n_bytes_total))
 
 
 def _facts(found: Quality) -> list[tuple[str, str]]:
@@ -141,7 +154,7 @@ def _fact(score: Score) -> tuple[str, str]:
 
 
 @click.command(epilog=IMATRIX_EXAMPLES)
-@click.argument("model", type=FILE)
+@click.argument("model")
 @click.option("--text", type=FILE, metavar="FILE", help="What the model reads.")
 @click.option(
     "--self", "n_replies", type=click.IntRange(2, 10_000), metavar="N", help="Or N replies that it writes itself."
@@ -150,12 +163,14 @@ def _fact(score: Score) -> tuple[str, str]:
 @CONTROL
 @click.option("--chunks", type=click.IntRange(1), metavar="N", help="Read at most N chunks.  [all]")
 @CTX
-@click.option("-o", "--out", type=FILE, metavar="FILE", help="[MODEL.imatrix.gguf beside MODEL]")
+@click.option(
+    "-o", "--out", type=FILE, metavar="FILE", help="[MODEL.imatrix.gguf beside MODEL, or here if that was fetched]"
+)
 @click.option("--force", is_flag=True, help="Replace a file that exists.")
 @THREADS
 @AS_JSON
 def imatrix(
-    model: Path,
+    model: str,
     text: Path | None,
     n_replies: int | None,
     questions: str | None,
@@ -174,14 +189,20 @@ def imatrix(
     from convert.bar import progress
     from convert.imatrix import collect
     from convert.replies import written
+    from edge.model.shards import stem
 
     if (text is None) == (n_replies is None):
         raise click.UsageError("name a --text FILE, or let it write one with --self N")
+    if text and questions:
+        raise click.UsageError("--questions is for --self; leave it away")
     with progress() as report:
-        dataset = f"{n_replies} replies of {model.name}" if n_replies else None
-        text = text or written(model, n_replies or 0, task=questions, n_threads=threads, report=report)
+        file = _found(model, report)
+        if out is None and file != Path(model):  # fetched: the cache is no place for it
+            out = Path(f"{stem(file.name)}.imatrix.gguf")
+        dataset = f"{n_replies} replies of {file.name}" if n_replies else None
+        text = text or written(file, n_replies or 0, task=questions, n_threads=threads, report=report)
         made = collect(
-            model, text, out, dataset=dataset, n_ctx=ctx, n_chunks=chunks,
+            file, text, out, dataset=dataset, n_ctx=ctx, n_chunks=chunks,
             control=control or bool(n_replies), overwrite=force, n_threads=threads, report=report,
         )  # fmt: skip
     if as_json:

@@ -6,9 +6,11 @@ reference's predictions are kept in the cache folder, so that the next model is 
 
 import hashlib
 import importlib.metadata
-import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,10 @@ from convert.divergence import SCORES, Divergence, Estimate, Scores
 from convert.records import Records
 from edge.config import cache_dir
 from edge.errors import ModelFileError
+from edge.model import shards
 from edge.model.gguf import read_model_info
 
+FORMAT = 2  # of what is kept
 N_CTX_TOKENS = 512
 N_CHUNKS = 20  # 5,100 scored tokens: the mean divergence of a Q4_K_M to about 3 %
 N_KEPT_BYTES_MAX = 8 << 30  # references in the cache; the oldest go
@@ -56,18 +60,19 @@ class Quality:
 
 def measure(model: Path, against: Path | None, reading: Reading, report: Report = silent) -> Quality:
     """Measure `model` on a text, against a reference if there is one. Raises EdgeError. What was stopped goes on."""
-    _check(model, against)
-    key = _digest(reading.text, report) + f"-{reading.n_ctx}" + ("-control" if reading.control else "")
+    n_vocab = _check(model, against)
+    text, name, *base_name = _hash([reading.text, model, *([against] if against else [])], report)
+    key = f"{text}-{reading.n_ctx}" + ("-control" if reading.control else "")
     if against is None:
-        n_chunks, scores = _evaluate("surprise", model, reading, _place(f"{key}-{_digest(model, report)}"), report)
+        n_chunks, scores = _evaluate("surprise", model, n_vocab, reading, _place(f"{key}-{name}"), report)
         surprise = np.concatenate([np.frombuffer(record) for record in scores])
         return Quality(model, None, reading.text, n_chunks, len(surprise), divergence.perplexity(surprise), None)
-    base = _place(f"{key}-{_digest(against, report)}", "logits")
+    base = _place(f"{key}-{base_name[0]}", "logits")
     _forget_the_oldest(base)
-    _evaluate("reference", against, reading, base, report)
+    _evaluate("reference", against, n_vocab, reading, base, report)
     # the same text and the same reference under another name is the same file
-    path = _place(f"{base.stem}-{_digest(model, report)}", "scores")
-    n_chunks, scores = _evaluate("compare", model, reading, path, report, reference=str(base))
+    path = _place(f"{base.stem}-{name}", "scores")
+    n_chunks, scores = _evaluate("compare", model, n_vocab, reading, path, report, reference=str(base))
     values = np.concatenate([np.frombuffer(record).reshape(-1, len(SCORES)) for record in scores])
     found = Divergence.of(Scores(values))
     return Quality(model, against, reading.text, n_chunks, found.n_tokens, found.perplexity, found)
@@ -75,16 +80,17 @@ def measure(model: Path, against: Path | None, reading: Reading, report: Report 
 
 def cached(model: Path, name: str, report: Report = silent) -> Path:
     """Where something that depends on a model is kept."""
-    return cache_dir() / "quality" / f"{_digest(model, report)}-{name}"
+    return cache_dir() / "quality" / f"{_hash([model], report)[0]}-{name}"
 
 
 def _evaluate(
-    kind: str, model: Path, reading: Reading, path: Path, report: Report, **more: str
+    kind: str, model: Path, n_vocab: int, reading: Reading, path: Path, report: Report, **more: str
 ) -> tuple[int, list[bytes]]:
     """How many chunks there are, and the records of a kind for each; a reference's stay where they are."""
     job: Json = {
         "kind": kind,
         "model": str(model.absolute()),
+        "n_vocab": n_vocab,
         "text": str(reading.text.absolute()),
         "n_ctx": reading.n_ctx,
         "n_chunks": reading.n_chunks,
@@ -100,21 +106,22 @@ def _evaluate(
         return done["n_chunks"], [records[i] for i in range(done["n_chunks"])]
 
 
-def _check(model: Path, against: Path | None) -> None:
-    """Refuse in this process what a child might die of."""
+def _check(model: Path, against: Path | None) -> int:
+    """Refuse in this process what a child might die of; returns how many tokens both know."""
     info = read_model_info(model)
     if against is None:
-        return
+        return info.n_vocab
     reference = read_model_info(against)
     if (info.n_vocab, info.architecture) != (reference.n_vocab, reference.architecture):
         problem = f"is a {info.architecture} of {info.n_vocab:,} tokens"
         remedy = f"compare it with one like it: the reference is a {reference.architecture} of {reference.n_vocab:,}"
         raise ModelFileError(model, problem, remedy)
+    return info.n_vocab
 
 
 def _place(key: str, kind: str = "scores") -> Path:
     version = importlib.metadata.version("llama-cpp-python")
-    return cache_dir() / "quality" / f"{key}-{version}.{kind}"
+    return cache_dir() / "quality" / f"{key}-{version}-{FORMAT}.{kind}"
 
 
 def _forget_the_oldest(keep: Path) -> None:
@@ -132,18 +139,31 @@ def _forget_the_oldest(keep: Path) -> None:
 _digests: dict[tuple[str, int, int], str] = {}
 
 
-def _digest(path: Path, report: Report) -> str:
-    """The first digits of a file's SHA-256: its name in the cache."""
+def _hash(paths: Sequence[Path], report: Report) -> list[str]:
+    """What files are called in the cache: the first digits of their SHA-256, made of several at the same time."""
+    is_stopped = Event()
+    with ThreadPoolExecutor(len(paths)) as pool:
+        try:
+            return list(pool.map(lambda path: _digest(path, report, is_stopped), paths))
+        finally:
+            is_stopped.set()  # the pool waits for its threads, and Ctrl-C shall not
+
+
+def _digest(path: Path, report: Report, is_stopped: Event) -> str:
+    """Of a model in several files, of all of them."""
     try:
         found = path.stat()
         key = (str(path.absolute()), found.st_size, found.st_mtime_ns)
         if key not in _digests:
-            digest, n_done = hashlib.sha256(), 0
-            with path.open("rb") as file:
-                while data := file.read(1 << 22):
-                    digest.update(data)
-                    n_done += len(data)
-                    report(f"hash {path.name}", n_done, os.fstat(file.fileno()).st_size)
+            digest, n_done, n_bytes = hashlib.sha256(), 0, shards.n_bytes(path)
+            for part in shards.siblings(path):
+                with part.open("rb") as file:
+                    while not is_stopped.is_set() and (data := file.read(1 << 22)):
+                        digest.update(data)
+                        n_done += len(data)
+                        report(f"hash {path.name}", n_done, n_bytes)
+            if is_stopped.is_set():
+                return ""  # nobody waits for it any more
             _digests[key] = digest.hexdigest()[:16]
         return _digests[key]
     except OSError as error:

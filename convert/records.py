@@ -50,15 +50,19 @@ class Records:
     def __iter__(self) -> Iterator[bytes]:
         return (self[i] for i in range(len(self)))
 
-    def append(self, record: bytes) -> None:
-        """Add a record; it is there once this returns, whatever happens then to the process."""
+    def append(self, *parts: bytes) -> None:
+        """Add a record, given in parts; it is there once this returns, whatever happens then to the process."""
+        n_bytes, checksum = sum(map(len, parts)), 0
+        for part in parts:
+            checksum = zlib.crc32(part, checksum)
         try:
             offset = self._file.seek(0, os.SEEK_END)
-            self._file.write(_FRAME.pack(len(record), zlib.crc32(record)) + record)
+            for part in (_FRAME.pack(n_bytes, checksum), *parts):
+                self._file.write(part)
             self._file.flush()
         except OSError as error:
             raise self._failed(error) from error
-        self._places.append((offset + _FRAME.size, len(record)))
+        self._places.append((offset + _FRAME.size, n_bytes))
 
     def close(self) -> None:
         self._file.close()

@@ -15,7 +15,7 @@ from pathlib import Path
 from convert.checkpoint import Checkpoint, Json, SourceTensor, read_json, read_tensors, shard_names
 from edge.errors import CheckpointError, HubError
 from edge.model.cache import COMPANIONS, Cache
-from edge.model.download import download
+from edge.model.download import Progress, download, n_bytes_missing
 from edge.model.hub import Hub, HubFile, Repository
 from edge.model.names import is_model
 
@@ -38,10 +38,12 @@ class RemoteCheckpoint(Checkpoint):
     is_remote = True
 
     def __init__(
-        self, hub: Hub, path: Path, config: Json, tensors: dict[str, SourceTensor], files: Sequence[HubFile]
-    ) -> None:
+        self, hub: Hub, path: Path, config: Json, tensors: dict[str, SourceTensor], repository: Repository,
+        files: Sequence[HubFile],
+    ) -> None:  # fmt: skip
         super().__init__(path, config, tensors, {})
         self.hub = hub
+        self.repository = repository
         self.unhashed: list[str] = []
         self._files_there = {path / file.name: file for file in files}
 
@@ -60,7 +62,7 @@ class RemoteCheckpoint(Checkpoint):
                 cache.link(file)
             return Checkpoint.open(folder)
         sources = {folder / file.name: (hub.read_at(file), file.n_bytes) for file in files}
-        return cls(hub, folder, config, read_tensors(folder, sources, index), files)
+        return cls(hub, folder, config, read_tensors(folder, sources, index), repository, files)
 
     @property
     def shards(self) -> tuple[Path, ...]:
@@ -72,6 +74,21 @@ class RemoteCheckpoint(Checkpoint):
 
     def check_unchanged(self) -> None:
         """A revision never changes."""
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(file.n_bytes for file in self._files_there.values())
+
+    @property
+    def n_bytes_to_fetch(self) -> int:
+        return n_bytes_missing(Cache(self.hub.cache), list(self._files_there.values()))
+
+    def fetch(self, report: Callable[[str, int, int], None]) -> Path:
+        def show(at: Progress) -> None:
+            report(at.phase, at.n_bytes_done, at.n_bytes_total)
+
+        paths = download(self.hub, self.repository, list(self._files_there.values()), show)
+        return paths[0].parent
 
     def stream(
         self, places: Sequence[tuple[str, int, int]], check: Callable[[], None], *, is_whole: bool

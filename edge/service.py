@@ -213,7 +213,7 @@ def make_unit(place: Place, info: ModelInfo | None, plan: Plan, options: tuple[s
     for word in command:
         if not word.isprintable():
             raise ServiceError(f"{word!r} has a control character, which a unit cannot hold", "rename it")
-    reads = tuple(dict.fromkeys([Path(sys.prefix), Path(sys.base_prefix), PROJECT, *([info.path] if info else [])]))
+    reads = tuple(dict.fromkeys([Path(sys.prefix), Path(sys.base_prefix), PROJECT, *(info.paths if info else [])]))
     return Unit(
         scope=place.scope,
         command=command,

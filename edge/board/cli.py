@@ -1,6 +1,7 @@
 """`edge plan`, `edge doctor` and `edge tune`: options in, tables or JSON out."""
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -161,7 +162,9 @@ def model_info(model: str | None, *, elsewhere: bool = False) -> "ModelInfo":
     from edge.model.names import is_name
     from edge.model.pull import local, read_info
 
-    return read_info(model) if elsewhere and is_name(model) else read_model_info(local(model))
+    if elsewhere and is_name(model) and not Path(model).exists():
+        return read_info(model)  # its header is enough
+    return read_model_info(local(model))
 
 
 def plan_rows(found: "Plan") -> list[tuple[str, str]]:

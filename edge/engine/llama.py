@@ -24,6 +24,7 @@ from edge.engine.library import FOLDER, has_complained, last_complaint, system_i
 from edge.engine.sampler import Sampler
 from edge.engine.watcher import Watch, Watcher
 from edge.errors import EngineError, ModelFileError
+from edge.model import shards
 
 MAX_SEQUENCES: Final = 64  # libllama aborts at 256
 KV_TYPES: Final[dict[KvType, int]] = {"f16": lib.GGML_TYPE_F16, "q8_0": lib.GGML_TYPE_Q8_0}
@@ -332,11 +333,13 @@ def _report(progress: Callable[[float], None] | None, share: float) -> bool:
 
 def fingerprint(path: Path, loading: Loading) -> str:
     """Names what a saved state depends on: the model file, the library, the settings that shape the KV cache."""
-    library = [(file.name, file.stat().st_size) for file in sorted(FOLDER.iterdir())]
-    with path.open("rb") as file:
-        beginning = file.read(1 << 20)
-        file.seek(max(0, path.stat().st_size - (1 << 20)))
-        end = file.read()
+    files = [(file.name, file.stat().st_size) for file in sorted(FOLDER.iterdir())]
+    digest = hashlib.sha256()
+    for part in shards.siblings(path):
+        with part.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            file.seek(max(0, part.stat().st_size - (1 << 20)))
+            digest.update(file.read())
     layout = (loading.n_sequences, loading.kv_type, loading.flash_attention, loading.n_gpu_layers)
-    facts = repr((path.stat().st_size, library, layout, system_info()))
-    return hashlib.sha256(beginning + end + facts.encode()).hexdigest()
+    digest.update(repr((shards.n_bytes(path), files, layout, system_info())).encode())
+    return digest.hexdigest()

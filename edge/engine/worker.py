@@ -35,6 +35,7 @@ from edge.engine.protocol import (
 )
 from edge.engine.scheduler import Scheduler
 from edge.errors import EdgeError
+from edge.model import shards
 
 BEAT_S = 1.0
 ABORT_EXIT_CODE = 70  # ggml's abort, its text on stderr
@@ -67,7 +68,7 @@ def serve(front: Front, network: str) -> None:
     assert isinstance(load, Load)
     settings = load.settings
     path = Path(settings.model)
-    n_threads = pin(settings.n_threads, path.stat().st_size if path.is_file() else 0, settings.cpus)
+    n_threads = pin(settings.n_threads, shards.n_bytes(path), settings.cpus)
 
     from edge.engine import library, llama  # loads libllama: only now, with the affinity set
 

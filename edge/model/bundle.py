@@ -21,7 +21,8 @@ from typing import Any
 from edge.errors import FileError, NoSpaceError
 from edge.model.cache import COMPANIONS
 from edge.model.hub import HubFile, Repository
-from edge.model.names import REPO_ID, is_plain, stem
+from edge.model.names import REPO_ID, is_plain
+from edge.model.shards import stem
 
 FORMAT = 1
 N_JSON_BYTES_MAX = 1 << 20

@@ -15,11 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edge.errors import FileError, HubError
+from edge.model import shards
 from edge.model.hub import HubFile
-from edge.model.names import ModelName, choose, is_model, is_plain, parse, quant_of, stem
+from edge.model.names import ModelName, choose, is_model, is_plain, parse, quant_of
+from edge.model.shards import siblings, stem
 
 N_MANIFEST_BYTES_MAX = 1 << 20
 N_FOUND_MAX = 10_000  # files of one foreign folder: an accident, such as a link to /, ends
+CHECKPOINT_TEXTS = (".json", ".jinja")  # of a checkpoint: nothing without its weights
 COMPANIONS = re.compile(r"(LICEN[CS]E|NOTICE|README)([-._].*)?|.*\.gguf\.json", re.I)  # small files that go along
 
 
@@ -113,6 +116,14 @@ class Cache:
                 return [snapshot / part for part in choose(_files(snapshot), name)]
         return None
 
+    def weights(self, name: ModelName) -> list[Path]:
+        """The safetensors of a checkpoint, fetched to be converted; none if the repository has models here."""
+        if name.quant or name.file:
+            return []
+        folder = self._existing(name.repo_id)
+        files = [snapshot / file for snapshot in _snapshots(folder, name.revision) for file in _files(snapshot)]
+        return [] if any(is_model(file.name) for file in files) else [f for f in files if f.suffix == ".safetensors"]
+
     def models(self) -> Iterator[LocalModel]:
         """Every whole GGUF model, the newest revision first; one that two revisions share is told once."""
         for folder in self._repo_folders():
@@ -120,11 +131,11 @@ class Cache:
             for snapshot in _snapshots(folder, None):
                 names = [name for name in _files(snapshot) if is_model(name)]
                 for key in sorted({stem(name) for name in names}):
-                    first, *others = sorted(name for name in names if stem(name) == key)
+                    first = min(name for name in names if stem(name) == key)
                     path = (snapshot / first).resolve()
-                    if path not in seen:
+                    if path not in seen and all(map(_n_bytes, siblings(snapshot / first))):
                         seen.add(path)
-                        n_bytes = sum(_n_bytes(snapshot / part) or 0 for part in (first, *others))
+                        n_bytes = shards.n_bytes(snapshot / first)
                         same = [name for name in names if quant_of(name) == quant_of(first) and stem(name) != key]
                         short = f"{_repo_id(folder)}:{quant_of(first)}" if quant_of(first) and not same else None
                         name = short or f"{_repo_id(folder)}/{first}"
@@ -142,7 +153,7 @@ class Cache:
         Other files of the repository stay, but what only goes along with GGUF files goes with the last of them.
         """
         folder = self._existing(name.repo_id)
-        parts = self.find(name) or []
+        parts = self.find(name) or self.weights(name)
         partials = [partial.path for partial in self.partials() if partial.path.parent.parent == folder]
         if not parts and not partials:
             raise HubError(str(name), "is not in the cache", "edge ls shows what is")
@@ -153,7 +164,8 @@ class Cache:
             for part in parts:
                 self._remove_content(folder, part)
             left = [file.rpartition("/")[2] for snapshot in _snapshots(folder, None) for file in _files(snapshot)]
-            if all(COMPANIONS.fullmatch(file) for file in left):
+            goes = CHECKPOINT_TEXTS if any(part.suffix == ".safetensors" for part in parts) else ()
+            if all(COMPANIONS.fullmatch(file) or file.endswith(goes) for file in left):
                 shutil.rmtree(folder)
         except OSError as error:
             raise FileError(folder, f"cannot be removed ({error.strerror})", "check its permissions") from error
@@ -233,9 +245,10 @@ def _files_of(folder: Path, keeper: str) -> Iterator[LocalModel]:
     """A folder of GGUF files; OWNER/REPO/FILE, where they lie so deep, names the repository."""
     for path in _walk(folder):
         place = path.relative_to(folder)
-        if is_model(place.name) and (n_bytes := _n_bytes(path)):
+        parts = siblings(path)
+        if is_model(place.name) and path == parts[0] and all(map(_n_bytes, parts)):
             repo_id = "/".join(place.parts[:2]) if len(place.parts) == 3 else None
-            yield LocalModel(f"{keeper}:{place.as_posix().removesuffix('.gguf')}", path, n_bytes, keeper, repo_id)
+            yield LocalModel(f"{keeper}:{stem(place.as_posix())}", path, shards.n_bytes(path), keeper, repo_id)
 
 
 def _first_existing(variable: str | None, *folders: Path) -> list[Path]:

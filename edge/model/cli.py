@@ -6,6 +6,7 @@ Nothing but click is imported until a command runs: `edge --help` must not wait 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,12 +53,8 @@ def pull(name: str | None, *, force: bool, list_aliases: bool, as_json: bool) ->
         click.echo(json.dumps({"name": str(wanted), "paths": [str(path) for path in paths], "n_bytes": n_bytes}))
         return
     click.echo(str(paths[0]))
-    if len(paths) > 1:
-        _note(
-            f"{len(paths)} parts, {n_bytes / 1e6:,.0f} MB; merge them: llama-gguf-split --merge {paths[0]} model.gguf"
-        )
-    else:
-        _note(f"{n_bytes / 1e6:,.0f} MB, hash checked; talk to it: edge chat {name}")
+    parts = f" in {len(paths)} parts" if len(paths) > 1 else ""
+    _note(f"{n_bytes / 1e6:,.0f} MB{parts}, hash checked; talk to it: edge chat {name}")
 
 
 @click.command()
@@ -109,16 +106,17 @@ def rm(name: str, *, yes: bool) -> None:
     from edge.model.cache import Cache, find_found
     from edge.model.hub import Hub
     from edge.model.names import parse
+    from edge.model.shards import stem
 
     cache, wanted = Cache(Hub.from_environment().cache), parse(name)
-    parts = cache.find(wanted) if wanted else None
-    if parts is None and (found := find_found(name)):
+    parts = (cache.find(wanted) or cache.weights(wanted)) if wanted else None
+    if not parts and (found := find_found(name)):
         raise HubError(name, f"belongs to {found.keeper}", f"remove it there: {found.path}")
     if wanted is None:
         raise HubError(name, "is no name of a fetched model", "edge ls shows them; delete other files yourself")
     if parts and not yes:
         n_bytes = sum(part.stat().st_size for part in parts)
-        click.confirm(f"remove {_plain(parts[0].name)} ({n_bytes / 1e6:,.0f} MB)?", abort=True, err=True)
+        click.confirm(f"remove {_plain(stem(parts[0].name))} ({n_bytes / 1e6:,.0f} MB)?", abort=True, err=True)
     click.echo(f"{cache.remove(wanted) / 1e6:,.0f} MB are free again")
 
 
@@ -138,28 +136,31 @@ def show(name: str, *, as_json: bool) -> None:
     from edge.model.gguf import read_model_info
     from edge.model.hub import Hub
     from edge.model.names import is_model, parse, quant_of
+    from edge.model.shards import stem
 
     hub = Hub.from_environment(notice=_note)
     path, wanted = puller.find(name, hub), parse(name)
     remote = puller.look_up(hub, wanted) if path is None and wanted else None
     info = remote.info if remote else read_model_info(path or Path(name))
-    facts = describe(info) if info else []
+    facts = describe(info)
     types: list[tuple[str, int]] = []
     if remote:
         repository = remote.repository
-        found = [file for file in repository.files if is_model(file.name)]
-        types = [(quant_of(file.name) or file.name, file.n_bytes) for file in found]
+        sizes: Counter[str] = Counter()  # a model in several files is one
+        for file in repository.files:
+            if is_model(file.name):
+                sizes[stem(file.name)] += file.n_bytes
+        types = [(quant_of(name) or name, n) for name, n in sizes.items()]
         origin = f"{repository.repo_id}, revision {repository.revision[:12]}"
         facts = [("on the hub", origin), ("its licence", repository.licence or "not named"), *facts]
-    usual = usual_plan(info) if info else None
-    memory = usual.footprint.total if usual else 0
+    usual = usual_plan(info)
+    memory = usual.footprint.total
     if as_json:
-        document = {**(to_json(info) if info else {}), "n_memory_bytes": memory}
+        document = {**to_json(info), "n_memory_bytes": memory}
         document |= {"types": [{"type": quant, "n_bytes": n} for quant, n in types]}
         click.echo(json.dumps(document, indent=1, ensure_ascii=False))
         return
-    if usual:
-        facts.append(("memory", f"about {memory / 1e9:.2f} GB with {usual.settings.n_ctx_tokens:,} tokens"))
+    facts.append(("memory", f"about {memory / 1e9:.2f} GB with {usual.settings.n_ctx_tokens:,} tokens"))
     if types:
         facts.append(("types", ", ".join(f"{_plain(quant)} {n / 1e6:,.0f} MB" for quant, n in types)))
     width = max(len(label) for label, _ in facts)
@@ -218,7 +219,6 @@ def bundle(model: str, *, out: Path, target: str | None, python_version: str) ->
     """
     from edge.model import bundle as bundler
     from edge.model import pull as puller
-    from edge.model.cache import Cache
     from edge.model.gguf import read_model_info
     from edge.model.hub import Hub
     from edge.model.names import parse
@@ -227,9 +227,7 @@ def bundle(model: str, *, out: Path, target: str | None, python_version: str) ->
     with fetching() as progress:
         path = puller.resolve(model, hub, progress)
     wanted = None if Path(model).expanduser().exists() else parse(model)
-    parts = (Cache(hub.cache).find(wanted) if wanted else None) or [path]
-    if len(parts) == 1:
-        read_model_info(path)
+    parts = read_model_info(path).paths
     is_cached = path.parent.parent.name == "snapshots"
     repo_id = wanted.repo_id if wanted and is_cached else None
     copies = bundler.make(parts, out, repo_id, path.parent.name if repo_id else None)
@@ -254,12 +252,13 @@ def install_bundle(folder: Path) -> None:
     from edge.model.download import download
     from edge.model.hub import Hub
     from edge.model.names import is_model, quant_of
+    from edge.model.shards import siblings
 
     found = Bundle.open(folder, Hub.from_environment().cache)
     with fetching() as progress:
         paths = download(found, found.repository, found.repository.files, progress)
     for path in paths:
-        if is_model(path.name):
+        if is_model(path.name) and path == siblings(path)[0]:
             click.echo(str(path))
             _note(f"talk to it: edge chat {found.repository.repo_id}:{quant_of(path.name) or path.name}")
 

@@ -73,12 +73,17 @@ def download(
 
 def check_room(cache: Cache, files: Sequence[HubFile]) -> None:
     """Raise NoSpaceError if what is missing of the files does not fit on the cache's disk."""
-    n_needed = sum(file.n_bytes - _n_bytes_there(cache, file) for file in files if not cache.is_here(file))
+    n_needed = n_bytes_missing(cache, files)
     folder = next(folder for folder in (cache.folder, *cache.folder.absolute().parents) if folder.exists())
     found = os.statvfs(folder)
     n_free = found.f_bavail * found.f_frsize
     if n_needed and n_needed + N_SPARE_BYTES > n_free:
         raise NoSpaceError(cache.folder, n_needed + N_SPARE_BYTES, n_free)
+
+
+def n_bytes_missing(cache: Cache, files: Sequence[HubFile]) -> int:
+    """What a download of these files would add to the disk."""
+    return sum(file.n_bytes - _n_bytes_there(cache, file) for file in files if not cache.is_here(file))
 
 
 def _n_bytes_there(cache: Cache, file: HubFile) -> int:

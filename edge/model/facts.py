@@ -21,7 +21,7 @@ def describe(info: ModelInfo) -> list[tuple[str, str]]:
     kv_bytes = info.kv_bytes_per_token * N_CTX_TOKENS_SHOWN
     facts = [
         ("file", str(info.path)),
-        ("size", f"{info.n_bytes / 1e6:,.1f} MB"),
+        ("size", f"{info.n_bytes / 1e6:,.1f} MB" + (f" in {len(info.paths)} files" if len(info.paths) > 1 else "")),
         ("architecture", info.architecture),
         ("name", info.name),
         ("quantisation", info.file_type),
@@ -46,6 +46,7 @@ def to_json(info: ModelInfo) -> dict[str, Any]:
     """The same and every key and tensor, of types that JSON has. Long arrays are told by type and count."""
     return {
         "path": str(info.path),
+        "paths": [str(path) for path in info.paths],
         "n_bytes": info.n_bytes,
         "version": info.version,
         **{name: getattr(info, name) for name in DERIVED},
@@ -54,7 +55,8 @@ def to_json(info: ModelInfo) -> dict[str, Any]:
         "notes": list(info.notes),
         "metadata": {key: _jsonable(value) for key, value in info.metadata.items()},
         "tensors": [
-            {"name": t.name, "shape": list(t.shape), "type": t.type_name, "offset": t.offset, "n_bytes": t.n_bytes}
+            {"name": t.name, "shape": list(t.shape), "type": t.type_name}
+            | {"file": t.file, "offset": t.offset, "n_bytes": t.n_bytes}
             for t in info.tensors
         ],
     }

@@ -4,6 +4,8 @@ libllama ends its process on some files that are well-formed (a layer count of 0
 what a header can reveal of that is refused here, by name. What it cannot reveal, the engine process absorbs.
 
     read_model_info(Path("model.gguf")).n_layers        # raises ModelFileError
+
+A model in several files is named by its first one, and told as a whole.
 """
 
 import contextlib
@@ -12,21 +14,28 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 from edge.errors import ModelFileError
+from edge.model import shards
 from edge.model.header import (
+    MAX_SHARDS,
+    Header,
     HeaderError,
     ReadAt,
     Scalar,
     StoredArray,
     TensorInfo,
     Value,
+    check_shard,
+    joined,
     read_header,
 )
+
+OpenFile = Callable[[Path], tuple[ReadAt, int]]  # how to read a file, and its length
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS, asserted
 MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS, asserted
@@ -62,12 +71,17 @@ ROTATES_WHOLE_HEADS = {
 class ModelInfo:
     """A model file's header. Sizes in bytes; what is derived is a property. Numbers are checked, texts are as found."""
 
-    path: Path
-    n_bytes: int
+    paths: tuple[Path, ...]  # of all its files, in order
+    n_bytes: int  # of all of them
     version: int
     metadata: Mapping[str, Value]
     tensors: tuple[TensorInfo, ...]
     special_tokens: Mapping[str, str]  # "bos", "eos", "padding", … -> text, for the ids that are valid
+
+    @property
+    def path(self) -> Path:
+        """What names the model: its file, or the first of several."""
+        return self.paths[0]
 
     def key(self, name: str) -> Value | None:
         """The value of an architecture's key: key("block_count") is metadata["qwen2.block_count"]."""
@@ -85,7 +99,7 @@ class ModelInfo:
 
     @property
     def name(self) -> str:
-        return self._text("general.name") or self.path.stem
+        return self._text("general.name") or shards.stem(self.path.name)
 
     @property
     def license(self) -> str | None:
@@ -250,22 +264,57 @@ class ModelInfo:
 def read_model_info(path: Path) -> ModelInfo:
     """Read a file's header: a few MB, well under a second. Raises ModelFileError for anything but a sound model."""
     with _blamed_on(path):
-        file = _File(path)
-        return parse_header(file.read_at, file.n_bytes, path)
+        return parse_header(*open_on_disk(path), path)
 
 
-def parse_header(read_at: ReadAt, n_bytes: int, path: Path) -> ModelInfo:
+def parse_header(read_at: ReadAt, n_bytes: int, path: Path, open_file: OpenFile | None = None) -> ModelInfo:
     """The same for bytes that come from elsewhere, such as ranges of a file on a hub; path only names them.
 
     read_at(offset, n) returns n bytes, fewer only where the file ends; it is asked for 1 MB at a time, forwards.
+    open_file(path) returns the same two for the other files of a model in several; None: they lie beside path.
     """
     with _blamed_on(path):
         header = read_header(read_at, n_bytes, keep=TOKENS_KEY)
+        paths, tensors = _shard_paths(path, header), header.tensors
         _check_kind(header.metadata)
         special_tokens = _check_vocabulary(header.metadata, header.kept)
-        info = ModelInfo(path, n_bytes, header.version, header.metadata, header.tensors, special_tokens)
+        if len(paths) > 1:
+            others = [_read_shard(open_file or open_on_disk, paths, i) for i in range(1, len(paths))]
+            tensors = joined([header, *(other for other, _ in others)])
+            n_bytes += sum(n for _, n in others)
+        info = ModelInfo(paths, n_bytes, header.version, header.metadata, tensors, special_tokens)
         _check_shape(info)
         return info
+
+
+def _shard_paths(path: Path, header: Header) -> tuple[Path, ...]:
+    """All files of a model, from its first one."""
+    number, count = header.shard
+    if count == 1:
+        return (path,)
+    if count > MAX_SHARDS or number >= count:
+        raise HeaderError(f"says it is file {number + 1} of {count}")
+    end = f"-{number + 1:05d}-of-{count:05d}.gguf"
+    if (found := shards.place(path.name)) is None or found[1:] != (number + 1, count):
+        raise HeaderError(f"is file {number + 1} of {count} of a model", f"give it its name back, which ends in {end}")
+    paths = shards.siblings(path)
+    if number:
+        raise HeaderError(f"is file {number + 1} of {count} of a model", f"name the first: {paths[0].name}")
+    return paths
+
+
+def _read_shard(open_file: OpenFile, paths: tuple[Path, ...], i: int) -> tuple[Header, int]:
+    path = paths[i]
+    with _blamed_on(path):
+        try:
+            read_at, n_bytes = open_file(path)
+        except FileNotFoundError:
+            name = shards.hub_name(path) or "OWNER/REPO:TYPE"
+            problem = f"is missing, file {i + 1} of the {len(paths)} of this model"
+            raise HeaderError(problem, f"fetch what is missing: edge pull {name}") from None
+        header = read_header(read_at, n_bytes)
+        check_shard(header, i, len(paths))
+        return header, n_bytes
 
 
 @contextlib.contextmanager
@@ -282,6 +331,12 @@ def _blamed_on(path: Path) -> Iterator[None]:
         raise ModelFileError(path, problem, "check the path, its permissions and the disk") from None
     except ValueError as error:  # a path with a NUL in it
         raise ModelFileError(path, f"cannot be opened ({error})", "check the path") from None
+
+
+def open_on_disk(path: Path) -> tuple[ReadAt, int]:
+    """A reader of a regular file, and its length. Raises HeaderError, OSError."""
+    file = _File(path)
+    return file.read_at, file.n_bytes
 
 
 class _File:
@@ -323,9 +378,6 @@ def _check_kind(metadata: Mapping[str, Value]) -> None:
     if kind != "model" or architecture == "clip":
         other = "clip" if kind == "model" else kind
         raise HeaderError(f"is not a language model but {_shown(other)}", "name the model it belongs to")
-    n_splits = metadata.get("split.count", 1)
-    if n_splits not in (0, 1):
-        raise HeaderError(f"is one part of {_shown(n_splits)}", "merge the parts with llama-gguf-split --merge")
     if metadata.get(f"{architecture}.attention.causal", True) is not True:
         raise HeaderError("is an embedding model and writes no text", "use a chat model")
     for key, value in metadata.items():

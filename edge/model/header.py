@@ -8,8 +8,8 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Versions 2 an
 """
 
 import struct
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 MAX_HEADER_BYTES = 64 << 20  # the largest known (262,144 tokens with merges) is near 20 MB
@@ -21,6 +21,7 @@ MAX_TEXTS_BYTES = 16 << 20  # all string values together
 MAX_KEY_BYTES = 1 << 16
 MAX_TENSOR_NAME_BYTES = 63  # GGML_MAX_NAME with its closing zero
 MAX_DIMS = 4  # GGML_MAX_DIMS
+MAX_SHARDS = 512  # of one model; the largest known has 163
 EAGER_ITEMS = 1024  # arrays up to this length are decoded at once
 DEFAULT_ALIGNMENT = 32
 WINDOW_BYTES = 1 << 20  # read ahead: one range request on a hub, one read on an SD card
@@ -78,6 +79,8 @@ TENSOR_TYPES = {  # ggml type -> (name, elements per block, bytes per block); gg
     41: ("Q1_0", 128, 18),
     42: ("Q2_0", 64, 18),
 }
+SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
+FIXED_TYPES = {SPLIT_NO: 2, SPLIT_COUNT: 2, SPLIT_TENSORS: 5}  # of another type, libllama refuses them or aborts
 RETIRED_TENSOR_TYPES = (4, 5, 31, 32, 33, 36, 37, 38)  # once in files, no longer in ggml
 
 DOWNLOAD_AGAIN = "download it again, or convert the model again"
@@ -126,6 +129,7 @@ class TensorInfo:
     type_name: str
     offset: int  # from the start of the file
     n_bytes: int
+    file: int = 0  # which of the model's files, where it is kept in several
 
     @property
     def n_elements(self) -> int:
@@ -141,6 +145,14 @@ class Header:
     metadata: Mapping[str, Value]
     tensors: tuple[TensorInfo, ...]
     kept: tuple[bytes, ...]  # the items of the one string array that was asked for, as they lie in the file
+
+    @property
+    def shard(self) -> tuple[int, int]:
+        """Which of how many files of a model this is, counted from 0; (0, 1) for a whole one."""
+        number, count = self.metadata.get(SPLIT_NO, 0), self.metadata.get(SPLIT_COUNT, 1)
+        assert isinstance(number, int)
+        assert isinstance(count, int)
+        return number, count or 1
 
 
 def read_header(read_at: ReadAt, n_bytes: int, keep: str = "") -> Header:
@@ -173,6 +185,26 @@ def read_header(read_at: ReadAt, n_bytes: int, keep: str = "") -> Header:
         raise HeaderError("has two tensors of the same name")
     tensors = _placed(infos, cursor.position, alignment, n_bytes)
     return Header(version, MappingProxyType(metadata), tensors, tuple(kept))
+
+
+def joined(headers: Sequence[Header]) -> tuple[TensorInfo, ...]:
+    """The tensors of a model in several files, given in order. Raises HeaderError if they are not all of one model."""
+    tensors = tuple(replace(tensor, file=i) for i, header in enumerate(headers) for tensor in header.tensors)
+    n_told = headers[0].metadata.get(SPLIT_TENSORS)
+    if n_told != len(tensors):
+        raise HeaderError(f"says that its {len(headers)} files hold {n_told} tensors; they hold {len(tensors)}")
+    if len({tensor.name for tensor in tensors}) != len(tensors):
+        raise HeaderError(f"has a tensor in two of its {len(headers)} files")
+    return tensors
+
+
+def check_shard(header: Header, number: int, count: int) -> None:
+    """Raise HeaderError if a file is not this one of the files of a model, counted from 0."""
+    if SPLIT_NO not in header.metadata:  # libllama reads nothing else of the metadata of a further file
+        raise HeaderError("is no part of a model", DOWNLOAD_AGAIN)
+    if header.shard != (number, count):
+        told = f"file {header.shard[0] + 1} of {header.shard[1]}"
+        raise HeaderError(f"is {told} inside, and by its name file {number + 1} of {count}", DOWNLOAD_AGAIN)
 
 
 def _preamble(cursor: "_Cursor") -> tuple[int, int, int]:
@@ -229,6 +261,8 @@ def _key(cursor: "_Cursor") -> str:
 def _value(cursor: "_Cursor", key: str, kept: list[bytes] | None) -> Value:
     """Return the value of a key. kept, if given, receives the raw items of a string array."""
     kind = cursor.u32()
+    if FIXED_TYPES.get(key, kind) != kind:
+        raise HeaderError(f"{key} is of a type that llama.cpp cannot read")
     if kind == STRING:
         return cursor.text(key)
     if kind == ARRAY:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from urllib.parse import unquote, urlsplit
 
 from edge.errors import HubError
+from edge.model.shards import place, stem
 
 DEFAULT_QUANT = "Q4_K_M"
 FALLBACK_QUANTS = ("Q4_K_S", "Q4_0", "IQ4_XS", "Q5_K_M", "Q8_0")  # where nothing was asked for and Q4_K_M is not there
@@ -26,7 +27,6 @@ _TAGGED = re.compile(r"[a-z0-9][a-z0-9._-]*:[a-z0-9][a-z0-9._-]*", re.I)  # what
 _QUANT = re.compile(
     r"(?:^|[-._/])((?:UD-)?(?:I?Q\d+(?:_[A-Z0-9]+)*|F16|F32|BF16|MXFP4(?:_MOE)?|TQ\d_\d))(?=[-._/]|$)", re.I
 )
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})")
 
 
 @dataclass(frozen=True)
@@ -122,13 +122,6 @@ def quant_of(name: str) -> str | None:
     return _spelled(found[-1]) if found else None
 
 
-def stem(name: str) -> str:
-    """The name without .gguf and without its number among the parts of one model."""
-    name = name.removesuffix(".gguf")
-    part = _PART.fullmatch(name)
-    return part[1] if part else name
-
-
 def choose(names: Iterable[str], wanted: ModelName) -> list[str]:
     """The files of the one model among `names` that is wanted, its parts in order. Raises HubError if it is not one."""
     models: defaultdict[str, list[str]] = defaultdict(list)
@@ -165,11 +158,11 @@ def is_model(name: str) -> bool:
 
 
 def _has_all_parts(parts: list[str]) -> bool:
-    numbers = [_PART.fullmatch(name.removesuffix(".gguf")) for name in parts]
-    if numbers == [None]:
+    places = [place(name) for name in parts]
+    if places == [None]:
         return True
     n = len(parts)
-    return [(int(found[2]), int(found[3])) for found in numbers if found] == [(i + 1, n) for i in range(n)]
+    return [found[1:] for found in places if found] == [(i + 1, n) for i in range(n)]
 
 
 def _spelled(quant: str | None) -> str | None:

@@ -12,7 +12,7 @@ from edge.model.cache import COMPANIONS, Cache, find_found
 from edge.model.download import Progress, check_room, download
 from edge.model.fit import check_memory
 from edge.model.gguf import ModelInfo, parse_header, read_model_info
-from edge.model.header import HeaderError, read_header
+from edge.model.header import ReadAt
 from edge.model.hub import Hub, HubFile, Repository
 from edge.model.names import ModelName, choose, is_name, parse
 
@@ -27,11 +27,11 @@ def _silent(progress: Progress) -> None:
 
 @dataclass(frozen=True)
 class Remote:
-    """A model on the hub, looked up: its parts, and what its header says; None for one in several parts."""
+    """A model on the hub, looked up: its parts, and what their headers say."""
 
     repository: Repository
     parts: tuple[HubFile, ...]
-    info: ModelInfo | None
+    info: ModelInfo
 
     @property
     def n_bytes(self) -> int:
@@ -51,21 +51,23 @@ class Remote:
 
 
 def look_up(hub: Hub, name: ModelName) -> Remote:
-    """What the hub has under a name. Reads some MB of the first part; raises ModelFileError if it is no sound model."""
+    """What the hub has under a name. Reads some MB of each part; raises ModelFileError if it is no sound model."""
     repository = hub.repository(name.repo_id, name.revision)
     found = [repository.file(part) for part in choose([file.name for file in repository.files], name)]
     parts = tuple(file for file in found if file)
-    first = parts[0]
-    path, cache = Path(str(first)), Cache(hub.cache)
-    if cache.is_here(first) and len(parts) == 1:  # only asked again whether it is still the same
-        return Remote(repository, parts, read_model_info(cache.link(first)))
-    if len(parts) == 1:
-        return Remote(repository, parts, parse_header(hub.read_at(first), first.n_bytes, path))
-    try:
-        read_header(hub.read_at(first), first.n_bytes)
-    except HeaderError as error:
-        raise HubError(str(first), error.problem, error.remedy) from None
-    return Remote(repository, parts, None)
+    first, cache = parts[0], Cache(hub.cache)
+    if all(map(cache.is_here, parts)):  # only asked again whether it is still the same
+        path, *_ = map(cache.link, parts)
+        return Remote(repository, parts, read_model_info(path))
+    files = {Path(str(part)): part for part in parts}
+
+    def open_file(path: Path) -> tuple[ReadAt, int]:
+        if path not in files:
+            raise HubError(str(path), f"is a part of {first.name} and missing there", "choose another model")
+        return hub.read_at(files[path]), files[path].n_bytes
+
+    info = parse_header(hub.read_at(first), first.n_bytes, Path(str(first)), open_file)
+    return Remote(repository, parts, info)
 
 
 def pull(hub: Hub, name: ModelName, progress: Show = _silent, *, force: bool = False) -> list[Path]:
@@ -117,7 +119,4 @@ def read_info(text: str, hub: Hub | None = None) -> ModelInfo:
     path, name = find(text, hub), parse(text)
     if path is not None or name is None:
         return read_model_info(path or Path(text))
-    remote = look_up(hub, name)
-    if remote.info is None:
-        raise HubError(str(name), f"is in {len(remote.parts)} parts", "pull it and merge them with llama-gguf-split")
-    return remote.info
+    return look_up(hub, name).info

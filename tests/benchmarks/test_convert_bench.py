@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
-import pytest
 from click.testing import CliRunner
 
-from benchmarks.convert_bench import main, measure
-from edge.errors import EngineError
+from benchmarks.convert_bench import main
 from tests.convert import checkpoints
 from tests.convert.checkpoints import Shape
 
@@ -22,9 +20,3 @@ def test_the_table_has_its_rows(tmp_path: Path) -> None:
     ]
     assert all(float(row[3].replace(",", "")) >= 0 for row in rows[2:])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["half", "whole"], "results go away"
-
-
-def test_a_step_that_fails_is_told_with_its_last_words() -> None:
-    with pytest.raises(EngineError) as caught:
-        measure("sh", "-c", "echo first; echo the reason; exit 3")
-    assert caught.value.problem == "sh failed (the reason)"

@@ -149,7 +149,8 @@ def test_a_full_disk_is_seen_before_the_reading(own_cache: Path, text: Path) -> 
         "os.statvfs = lambda path: type('F', (), {'f_bavail': 1, 'f_frsize': 4096})\n"
         "e.serve(e.work)"
     )
-    job = {"kind": "reference", "model": str(demo_model("F16")), "text": str(text), "n_ctx": 512, "n_chunks": 4}
+    job = {"kind": "reference", "model": str(demo_model("F16")), "n_vocab": 1024, "text": str(text)}
+    job |= {"n_ctx": 512, "n_chunks": 4}
     own_cache.mkdir()
     arguments = [sys.executable, "-c", script, json.dumps(job | {"records": str(own_cache / "x.logits")})]
     done = subprocess.run(arguments, capture_output=True, text=True, cwd=child.PACKAGE_ROOT)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-U8, U32, I32, F32, BOOL, STRING, ARRAY, U64 = 0, 4, 5, 6, 7, 8, 9, 10
-CODES = {U8: "B", U32: "I", I32: "i", F32: "f", BOOL: "?", U64: "Q", 1: "b", 2: "H", 3: "h", 11: "q", 12: "d"}
+U8, U16, U32, I32, F32, BOOL, STRING, ARRAY, U64 = 0, 2, 4, 5, 6, 7, 8, 9, 10
+CODES = {U8: "B", U32: "I", I32: "i", F32: "f", BOOL: "?", U64: "Q", U16: "H", 1: "b", 3: "h", 11: "q", 12: "d"}
 F32_TENSOR, F16_TENSOR, Q4_0_TENSOR = 0, 1, 2
 
 Typed = tuple[Any, ...]  # (kind, value), or (ARRAY, item kind, [items])
@@ -279,7 +279,8 @@ def _models() -> Iterator[BadFile]:
     yield bad("architecture_number", "general.architecture", (U32, 1), "architecture 1")
     yield bad("architecture_path", "general.architecture", (STRING, "../x"), "architecture")
     yield bad("adapter", "general.type", (STRING, "adapter"), "not a language model")
-    yield bad("one_of_three", "split.count", (U32, 3), "one part of 3")
+    yield bad("one_of_three", "split.count", (U16, 3), "is file 1 of 3 of a model")
+    yield bad("split_count_of_u32", "split.count", (U32, 3), "of a type that llama.cpp cannot read")
     yield bad("embedding_model", "qwen2.attention.causal", (BOOL, False), "embedding model")
     for n in (0, 513, 2**32 - 1):
         yield bad(f"block_count_{n}", "qwen2.block_count", (U32, n), f"block_count is {n}")
