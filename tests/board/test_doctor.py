@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from edge.board import build as builds
+from edge.board import doctor
 from edge.board.doctor import Examination, Finding, diagnose
 from edge.board.library import Answer, Device, parse_features
 from edge.board.memory import read_memory
