@@ -19,7 +19,7 @@ KV_PAD_TOKENS = 256  # a context is rounded up to this
 ENGINE_BYTES = 61 * MIB
 # Of GPUs, measured with Vulkan on Mesa's software device:
 BACKEND_BYTES = 9 * MIB  # a back end's own library, layers or not
-PROGRAMS_BYTES, MORE_PROGRAMS_BYTES = 80 * MIB, 140 * MIB  # compiled for the GPU; more where layers stay on the CPU
+PROGRAMS_BYTES = 80 * MIB  # compiled for the GPU; the first time, compiling takes up to 140 MB more
 N_STREAMED = 2  # matrices of those layers on the GPU at a time: long prompts are computed there all the same
 TOKEN_BYTES = 150  # a token in libllama's vocabulary: its text twice, score, attributes, a hash node
 MERGE_BYTES = 165  # a merge of two tokens: both texts and a hash node
@@ -93,7 +93,6 @@ def footprint(
         compute = n_rows * _host_row_bytes(info, n_ctx, settings.flash_attention)
         device += max(n_rows * (row_bytes - 8 * info.n_embd), logit_bytes)
         if len(on_device) <= info.n_layers:
-            gpu_bytes += MORE_PROGRAMS_BYTES
             device += N_STREAMED * _largest_matrix(info, on_device) + round(max(kv_layer_bytes))
     else:
         compute = max(n_rows * row_bytes, logit_bytes) + _work_bytes(info, n_rows)

@@ -149,14 +149,14 @@ def test_the_engine_takes_what_was_predicted(
     demo_model: Path, info: ModelInfo, shared: Device, n_layers: int | None
 ) -> None:
     plan = make_plan(info, Wish(n_ctx_tokens=4096, n_gpu_layers=n_layers, n_threads=1))
-    with Engine(plan.settings) as engine:
-        engine.start()
-        text = "the sum of it " * 60
-        list(engine.generate(Generate("1", ((text, False),), Sampling(temperature=0), 4, thinks=False)))
-        assert engine.pid is not None
-        memory = process_memory(engine.pid)
+    for _ in range(2 if plan.settings.n_gpu_layers else 1):  # the first one compiles, in memory that is not planned
+        with Engine(plan.settings) as engine:
+            engine.start()
+            text = "the sum of it " * 60
+            list(engine.generate(Generate("1", ((text, False),), Sampling(temperature=0), 4, thinks=False)))
+            assert engine.pid is not None
+            memory = process_memory(engine.pid)
     assert memory is not None
-    print(n_layers, memory.peak_bytes / 1e6, plan.footprint.total / 1e6)  # noqa: T201
     assert 0.95 * memory.peak_bytes <= plan.footprint.total <= 1.15 * memory.peak_bytes
 
 
