@@ -208,7 +208,7 @@ class Scheduler:
             self._turns[stream.request.client] = self._n_admitted = self._n_admitted + 1
             if len(self._turns) > N_CLIENTS_KNOWN:
                 del self._turns[next(iter(self._turns))]
-            stream.slot = self._slots.take(stream.todo, self._at_work)
+            stream.slot = self._slots.take(stream.todo, self._at_work, stream.request.conversation)
             stream.slot.conversation = stream.request.conversation
             n_cached = len(stream.slot.tokens)
             del stream.todo[:n_cached]

@@ -44,14 +44,19 @@ class Slots:
         """How many of the first tokens the best slot holds already."""
         return max(n_shared(slot.tokens, tokens) for slot in self._all)
 
-    def take(self, tokens: list[int], at_work: Collection[Slot]) -> Slot:
-        """A free slot that holds as much of the beginning of tokens as any slot or the disk has."""
+    def take(self, tokens: list[int], at_work: Collection[Slot], conversation: str = "") -> Slot:
+        """A free slot that holds as much of the beginning of tokens as any slot or the disk has.
+
+        What goes on from a slot's text, or rewrites its own conversation, gets that slot; what merely begins alike gets
+        a copy of the beginning in the slot that was not used for longest, so that two conversations in turn keep theirs.
+        """
         free = [slot for slot in self._all if slot not in at_work]
         best = max(self._all, key=lambda slot: n_shared(slot.tokens, tokens))
         # the last prompt token is always decoded: its logits are needed
         n = min(n_shared(best.tokens, tokens), len(tokens) - 1)
         is_branch = n < best.n_question_tokens  # else it is the next turn of the same conversation
-        slot = best if best in free else min(free, key=lambda slot: slot.last_used)
+        is_its_own = not is_branch or (conversation and conversation == best.conversation)
+        slot = best if best in free and is_its_own else min(free, key=lambda slot: slot.last_used)
         if slot is best:
             self._llama.remove(slot.sequence, n)
         else:

@@ -88,7 +88,7 @@ def test_a_shared_beginning_is_not_read_twice() -> None:
     s.submit(request("3", "system text. first?"))
     events = run(s)
     assert done(events, "2").n_cached_tokens == len("system text. ")
-    assert done(events, "3").n_cached_tokens == len("system text. ")  # "2" took the other's slot
+    assert done(events, "3").n_cached_tokens == len("system text. first?") - 1  # "2" left the other's slot alone
 
 
 def test_the_whole_prompt_in_the_cache_still_decodes_its_last_token() -> None:
@@ -98,6 +98,24 @@ def test_the_whole_prompt_in_the_cache_still_decodes_its_last_token() -> None:
     events = run(s)
     assert done(events, "2").n_cached_tokens == 2
     assert text(events, "2") == "x"
+
+
+def test_two_conversations_in_turn_keep_what_was_read_of_each() -> None:
+    texts = ["<u>" + letter * 300 for letter in "ab"]
+    s = scheduler(FakeLlama(replies(*((text, "x" * 9) for text in texts))), n_slots=2)
+    for i in range(4):
+        s.submit(request(str(i), texts[i % 2]))
+        events = run(s)
+        assert done(events, str(i)).n_cached_tokens == (0 if i == 0 else 3 if i == 1 else 302)
+
+
+def test_a_rewritten_question_takes_the_slot_of_its_conversation() -> None:
+    s = scheduler(FakeLlama(replies(("abcd", "x"), ("abef", "y"), ("zz", "w"))), n_slots=2)
+    asked = (("zz", "theirs"), ("abcd", "mine"), ("abef", "mine"), ("zz", "theirs"))
+    for i, (prompt, conversation) in enumerate(asked):
+        s.submit(request(str(i), prompt, conversation=conversation))
+        events = run(s)
+    assert done(events, "3").n_cached_tokens == 1
 
 
 def test_running_streams_wait_no_longer_than_a_time_slice_for_a_long_prompt() -> None:
