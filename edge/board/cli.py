@@ -97,7 +97,7 @@ def tune(model: str | None, *, seconds: int, forget: bool, as_json: bool) -> Non
     from edge.board.plan import Wish, make_plan
     from edge.board.tune import tune as search
 
-    info = model_info(model)
+    info = model_info(model, is_run=True)
     default = make_plan(info, Wish(), use_tuned=False)
     if forget:
         tuned.forget(info, default.board.topology)
@@ -149,15 +149,15 @@ def doctor_rows(seen: "Examination") -> list[tuple[str, str]]:
     return [*rows, ("versions", ", ".join(f"{name} {value}" for name, value in seen.versions.items()))]
 
 
-def model_info(model: str | None) -> "ModelInfo":
-    """The header of a MODEL argument; none means the demo."""
+def model_info(model: str | None, *, is_run: bool = False) -> "ModelInfo":
+    """The header of a MODEL argument; none means the demo. is_run: one on the hub is fetched as a whole."""
     from edge.model.gguf import read_model_info
     from edge.model.names import is_name
 
     if model is not None and is_name(model) and not Path(model).exists():
-        from edge.model.pull import read_info
+        from edge.model.pull import read_info, resolve
 
-        return read_info(model)  # of one on the hub its header is enough
+        return read_model_info(resolve(model)) if is_run else read_info(model)
     if model is not None:
         return read_model_info(Path(model))
     from edge.demo import demo_model
