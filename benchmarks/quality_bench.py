@@ -6,8 +6,7 @@
 
 Needs a quiet machine. A measurement of quality is both passes: the reference reads the text and its predictions are
 written to the disk, the model reads it and is compared. Ours begins with an empty cache each time. The files are in the
-page cache for all of them alike, and each has the same threads. Ours starts three Python processes, a second and a half
-in all: of a model as small as the demo a short text shows little else.
+page cache for all of them alike, and each has the same threads.
 """
 
 import os

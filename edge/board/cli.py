@@ -43,7 +43,7 @@ def plan(
     """
     from edge.board.plan import Wish, make_plan
 
-    found = make_plan(model_info(model, elsewhere=True), Wish(ctx, slots, threads, gpu_layers, force))
+    found = make_plan(model_info(model), Wish(ctx, slots, threads, gpu_layers, force))
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=1))
     else:
@@ -99,7 +99,7 @@ def tune(model: str | None, *, seconds: int, forget: bool, as_json: bool) -> Non
     from edge.board.plan import Wish, make_plan
     from edge.board.tune import tune as search
 
-    info = model_info(model)
+    info = model_info(model, is_run=True)
     default = make_plan(info, Wish(), use_tuned=False)
     if forget:
         tuned.forget(info, default.board.topology)
@@ -151,8 +151,8 @@ def doctor_rows(seen: "Examination") -> list[tuple[str, str]]:
     return [*rows, ("versions", ", ".join(f"{name} {value}" for name, value in seen.versions.items()))]
 
 
-def model_info(model: str | None, *, elsewhere: bool = False) -> "ModelInfo":
-    """The header of a MODEL argument; none means the demo. elsewhere: also that of a model on the hub."""
+def model_info(model: str | None, *, is_run: bool = False) -> "ModelInfo":
+    """The header of a MODEL argument; none means the demo. is_run: it has to be on this machine as a whole."""
     from edge.model.gguf import read_model_info
 
     if model is None:
@@ -162,9 +162,9 @@ def model_info(model: str | None, *, elsewhere: bool = False) -> "ModelInfo":
     from edge.model.names import is_name
     from edge.model.pull import local, read_info
 
-    if elsewhere and is_name(model) and not Path(model).exists():
-        return read_info(model)  # its header is enough
-    return read_model_info(local(model))
+    if is_run or not is_name(model) or Path(model).exists():
+        return read_model_info(local(model))
+    return read_info(model)
 
 
 def plan_rows(found: "Plan") -> list[tuple[str, str]]:
