@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
@@ -86,7 +87,10 @@ class Machine:
     def room(self, n_mb: int) -> None:
         self.program("df", f"echo header; echo disk 1 1 {n_mb * 1024} 1% /")
 
-    def start(self, *arguments: str, script: str | Path = SETUP, **env: str) -> "subprocess.Popen[str]":
+    def start(self, *arguments: str, **env: str) -> "subprocess.Popen[str]":
+        return self.run(SETUP, arguments, env)
+
+    def run(self, script: Path, arguments: Sequence[str], env: Mapping[str, str]) -> "subprocess.Popen[str]":
         return subprocess.Popen(
             ["bash", str(script), *arguments],
             env={
@@ -121,7 +125,7 @@ class Machine:
 
     def build(self, *arguments: str, expect: int = 0, **env: str) -> tuple[list[str], list[str]]:
         """Run build-llama.sh; give the paths it printed, and its lines on stderr."""
-        process = self.start(*arguments, script=BUILD, **env)
+        process = self.run(BUILD, arguments, env)
         out, err = process.communicate(timeout=120)
         assert process.returncode == expect, err
         return out.splitlines(), err.splitlines()

@@ -47,8 +47,8 @@ class Slots:
     def take(self, tokens: list[int], at_work: Collection[Slot], conversation: str = "") -> Slot:
         """A free slot that holds as much of the beginning of tokens as any slot or the disk has.
 
-        What goes on from a slot's text, or rewrites its own conversation, gets that slot; what merely begins alike gets
-        a copy of the beginning in the slot that was not used for longest, so that two conversations in turn keep theirs.
+        What goes on from a slot's text, or rewrites its own conversation, gets that slot. What merely begins alike gets
+        a copy of the beginning in the slot unused for longest, so that two conversations in turn keep theirs.
         """
         free = [slot for slot in self._all if slot not in at_work]
         best = max(self._all, key=lambda slot: n_shared(slot.tokens, tokens))

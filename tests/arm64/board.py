@@ -67,8 +67,8 @@ def make_board(machine: Path, name: str, cpu: str, target: str, folder: Path) ->
         (root / part.name).symlink_to(part)
     (root / "sys").symlink_to(recorded / "sys")
     (root / "proc").mkdir()
-    for file in ("cpuinfo", "meminfo", "device-tree"):
-        (root / "proc" / file).symlink_to(recorded / "proc" / file)
+    for name_there in ("cpuinfo", "meminfo", "device-tree"):
+        (root / "proc" / name_there).symlink_to(recorded / "proc" / name_there)
     (recorded / "sys/firmware/devicetree").mkdir(parents=True)
     (recorded / "sys/firmware/devicetree/base").symlink_to(recorded / "proc/device-tree")
     launcher = folder / "python"
