@@ -50,7 +50,8 @@ def test_layers_for_a_gpu_that_is_not_there_are_told_and_recorded_as_none(demo_m
     words = ("-n", "8", "-r", "1", "--threads", "1", "--out", str(tmp_path / "out.jsonl"), "--gpu-layers", "3")
     done = edge("bench", demo_model, *words, "--json")
     assert done.returncode == 0, done.stderr
-    assert f"{demo_model.name}, tg8: no GPU was found: --gpu-layers does nothing" in done.stderr
+    assert f"{demo_model.name}, tg8: " in done.stderr
+    assert ": --gpu-layers does nothing" in done.stderr
     (record,) = json.loads(done.stdout)
     assert record["settings"]["n_gpu_layers"] == 0
     assert record["settings"]["load_mode"] == "read"
@@ -112,7 +113,7 @@ def test_shapes_and_devices_are_listed() -> None:
         (("report", "no.jsonl"), 1, "no.jsonl: cannot be read"),
         (("compare", "no.jsonl", "no.jsonl"), 1, "no.jsonl: cannot be read"),
         (("load", "no.gguf"), 1, "no.gguf: "),
-        (("--gpu-layers", "many"), 2, "'many' is neither auto nor a number of layers"),
+        (("--gpu-layers", "many"), 2, "'many' is neither auto, all nor a number of layers"),
         (("load", "x.gguf", "--url", "http://127.0.0.1:9/v1"), 2, "not both"),
     ],
 )
