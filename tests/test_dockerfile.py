@@ -76,7 +76,7 @@ def test_every_script_that_is_run_exists_in_the_image_and_knows_its_options() ->
 def test_the_build_has_what_setup_asks_a_bare_system_for() -> None:
     build, _ = stages()
     setup = (ROOT / "scripts/setup.sh").read_text(encoding="utf-8")
-    assert "packages+=(build-essential)" in setup
+    assert 'need_compiler "a C and C++ compiler" build-essential' in setup
     assert packages(build) == {"build-essential", "python3", "python3-venv"}
 
 

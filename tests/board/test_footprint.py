@@ -51,6 +51,8 @@ for n_ctx, n_ubatch, n_sequences, flash in json.loads(sys.argv[2]):
 print(json.dumps(result))
 """
 
+LIBRARY_BYTES = 4 * MIB  # the kernel maps libraries in larger or smaller pieces, by when they were written to the disk
+
 
 @pytest.fixture(scope="module")
 def demo_4_bit() -> Path:
@@ -106,7 +108,7 @@ def test_the_engine_takes_what_was_predicted(demo_4_bit: Path, n_ctx: int, n_slo
         assert engine.pid is not None
         memory = process_memory(engine.pid)
     assert memory is not None
-    assert 0.97 * memory.peak_bytes <= predicted <= 1.08 * memory.peak_bytes
+    assert 0.97 * memory.peak_bytes - LIBRARY_BYTES <= predicted <= 1.08 * memory.peak_bytes + LIBRARY_BYTES
 
 
 def test_a_header_given_as_bytes_is_enough(demo_4_bit: Path) -> None:
