@@ -15,7 +15,7 @@ from edge.model.header import StoredArray, TensorInfo
 MIB = 1 << 20
 KV_TYPE_BYTES = {"f16": 2.0, "q8_0": 34 / 32}
 KV_PAD_TOKENS = 256  # a context is rounded up to this
-# Measured: Python, numpy, the libraries and their buffers in the engine process with a vocabulary of 1,024 tokens. It is
+# Measured: Python, numpy, the libraries and their buffers in the engine process with a vocabulary of 1,024 tokens.
 # 57 to 64 MiB: the kernel maps more of a library at once where it was written to the disk a short while ago.
 ENGINE_BYTES = 61 * MIB
 # Of GPUs, measured with Vulkan on Mesa's software device:

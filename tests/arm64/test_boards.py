@@ -139,7 +139,7 @@ def test_plan_and_bench(board: Board, models: dict[str, Path]) -> None:
     assert len(record["samples"]) == 2
     assert all(sample["elapsed_ns"] > 0 for sample in record["samples"])
     gate = record["gate"]
-    assert gate["n_agreeing"] == gate["n_prompts"]
+    assert gate["n_paths_agree"] == gate["n_paths"]
 
 
 # ---- what the converter writes there
