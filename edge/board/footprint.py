@@ -15,9 +15,11 @@ from edge.model.header import StoredArray, TensorInfo
 MIB = 1 << 20
 KV_TYPE_BYTES = {"f16": 2.0, "q8_0": 34 / 32}
 KV_PAD_TOKENS = 256  # a context is rounded up to this
-# Measured: Python, numpy, the libraries and their buffers in the engine process with a vocabulary of 1,024 tokens.
-# 57 to 64 MiB: the kernel maps more of a library at once where it was written to the disk a short while ago.
-ENGINE_BYTES = 61 * MIB
+# Pages of libraries (Python's, numpy's, llama.cpp's) in the engine process: 25 to 33 MiB, since the kernel maps more of
+# a library at once where it was written to the disk a short while ago.
+LIBRARY_BYTES = 31 * MIB
+# Measured: those, Python's objects and the libraries' buffers with a vocabulary of 1,024 tokens.
+ENGINE_BYTES = LIBRARY_BYTES + 30 * MIB
 # Of GPUs, measured with Vulkan on Mesa's software device:
 BACKEND_BYTES = 9 * MIB  # a back end's own library, layers or not
 PROGRAMS_BYTES = 80 * MIB  # compiled for the GPU; the first time, compiling takes up to 140 MB more
