@@ -17,7 +17,8 @@ from gguf.gguf_writer import WriterState
 from numpy.typing import NDArray
 
 from edge.errors import ModelFileError
-from edge.model.header import Header, HeaderError, TensorInfo, read_header
+from edge.model.cursor import HeaderError
+from edge.model.header import Header, TensorInfo, read_header
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 

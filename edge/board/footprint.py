@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from edge.config import EngineSettings
+from edge.model.cursor import StoredArray
 from edge.model.gguf import ModelInfo
-from edge.model.header import StoredArray, TensorInfo
+from edge.model.header import TensorInfo
 
 MIB = 1 << 20
 KV_TYPE_BYTES = {"f16": 2.0, "q8_0": 34 / 32}

@@ -4,8 +4,8 @@ import math
 from collections import Counter
 from typing import Any
 
+from edge.model.cursor import StoredArray, Value
 from edge.model.gguf import ModelInfo
-from edge.model.header import StoredArray, Value
 
 DERIVED = (
     *("architecture", "name", "license", "file_type", "bits_per_weight", "n_params", "n_layers", "n_embd"),

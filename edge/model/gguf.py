@@ -21,19 +21,8 @@ from types import MappingProxyType
 
 from edge.errors import ModelFileError
 from edge.model import shards
-from edge.model.header import (
-    MAX_SHARDS,
-    Header,
-    HeaderError,
-    ReadAt,
-    Scalar,
-    StoredArray,
-    TensorInfo,
-    Value,
-    check_shard,
-    joined,
-    read_header,
-)
+from edge.model.cursor import HeaderError, ReadAt, Scalar, StoredArray, Value
+from edge.model.header import MAX_SHARDS, Header, TensorInfo, check_shard, joined, read_header
 
 OpenFile = Callable[[Path], tuple[ReadAt, int]]  # how to read a file, and its length
 

@@ -1,4 +1,4 @@
-"""The bytes of a GGUF header, read with bounds. Knows nothing of paths, models or libllama: bytes come from `read_at`.
+"""The header of a GGUF file: metadata and tensors. Knows nothing of paths, models or libllama; `read_at` gives bytes.
 
 Every count, length, offset and shape is compared with what is left of the file before anything is read or allocated,
 and the header as a whole has ceilings (MAX_…), so a hostile one ends in HeaderError in well under a second, whatever
@@ -8,40 +8,32 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Versions 2 an
 """
 
 import struct
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-MAX_HEADER_BYTES = 64 << 20  # the largest known (262,144 tokens with merges) is near 20 MB
-MAX_ITEMS = 1_500_000  # of one array, and of all string arrays together; Gemma 3 has 776,000. Half a second to walk
+from edge.model.cursor import (
+    DOWNLOAD_AGAIN,
+    MAX_ITEMS,
+    SCALARS,
+    Cursor,
+    HeaderError,
+    ReadAt,
+    Scalar,
+    StoredArray,
+    Value,
+)
+
 MAX_KEYS = 1 << 14
 MAX_TENSORS = 1 << 16
-MAX_TEXT_BYTES = 1 << 20  # one string value; the longest known chat template is 17 kB
-MAX_TEXTS_BYTES = 16 << 20  # all string values together
 MAX_KEY_BYTES = 1 << 16
 MAX_TENSOR_NAME_BYTES = 63  # GGML_MAX_NAME with its closing zero
 MAX_DIMS = 4  # GGML_MAX_DIMS
 MAX_SHARDS = 512  # of one model; the largest known has 163
 EAGER_ITEMS = 1024  # arrays up to this length are decoded at once
 DEFAULT_ALIGNMENT = 32
-WINDOW_BYTES = 1 << 20  # read ahead: one range request on a hub, one read on an SD card
-
-ReadAt = Callable[[int, int], bytes]  # (offset, n) -> n bytes, fewer only where the file ends
 
 STRING, ARRAY = 8, 9
-SCALARS = {  # GGUF value type -> (name, struct code)
-    0: ("uint8", "B"),
-    1: ("int8", "b"),
-    2: ("uint16", "H"),
-    3: ("int16", "h"),
-    4: ("uint32", "I"),
-    5: ("int32", "i"),
-    6: ("float32", "f"),
-    7: ("bool", "?"),
-    10: ("uint64", "Q"),
-    11: ("int64", "q"),
-    12: ("float64", "d"),
-}
 TENSOR_TYPES = {  # ggml type -> (name, elements per block, bytes per block); ggml-common.h
     0: ("F32", 1, 4),
     1: ("F16", 1, 2),
@@ -83,44 +75,6 @@ SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS = "split.no", "split.count", "split.tensors
 FIXED_TYPES = {SPLIT_NO: 2, SPLIT_COUNT: 2, SPLIT_TENSORS: 5}  # of another type, libllama refuses them or aborts
 RETIRED_TENSOR_TYPES = (4, 5, 31, 32, 33, 36, 37, 38)  # once in files, no longer in ggml
 
-DOWNLOAD_AGAIN = "download it again, or convert the model again"
-DO_NOT_USE = "do not use this file; get the model from a source you trust"
-
-
-class HeaderError(Exception):
-    """A header that cannot be believed. The reader of a file adds the path."""
-
-    def __init__(self, problem: str, remedy: str = DO_NOT_USE) -> None:
-        super().__init__(f"{problem}; {remedy}")
-        self.problem = problem
-        self.remedy = remedy
-
-
-@dataclass(frozen=True)
-class StoredArray:
-    """An array left in the file: where it lies, how long it is. decode() reads and returns it."""
-
-    type_name: str
-    count: int
-    offset: int  # of the first item, from the start of the file
-    n_bytes: int
-    read_at: ReadAt = field(repr=False, compare=False)
-
-    def __len__(self) -> int:
-        return self.count
-
-    def decode(self) -> "tuple[Scalar, ...]":
-        """Return the values; at most MAX_ITEMS of them. Text that is not UTF-8 gets replacement characters."""
-        cursor = _Cursor(self.read_at, self.offset + self.n_bytes, self.offset)
-        if self.type_name == "string":
-            return tuple(text.decode("utf-8", "replace") for text in cursor.walk_strings(self.count, keep=True))
-        code = next(code for name, code in SCALARS.values() if name == self.type_name)
-        return struct.unpack(f"<{self.count}{code}", cursor.take(self.n_bytes))
-
-
-Scalar = bool | int | float | str
-Value = Scalar | tuple[Scalar, ...] | StoredArray
-
 
 @dataclass(frozen=True)
 class TensorInfo:
@@ -160,7 +114,7 @@ def read_header(read_at: ReadAt, n_bytes: int, keep: str = "") -> Header:
 
     Raises HeaderError. Whatever read_at raises passes through.
     """
-    cursor = _Cursor(read_at, n_bytes)
+    cursor = Cursor(read_at, n_bytes)
     version, n_tensors, n_keys = _preamble(cursor)
 
     # metadata
@@ -207,7 +161,7 @@ def check_shard(header: Header, number: int, count: int) -> None:
         raise HeaderError(f"is {told} inside, and by its name file {number + 1} of {count}", DOWNLOAD_AGAIN)
 
 
-def _preamble(cursor: "_Cursor") -> tuple[int, int, int]:
+def _preamble(cursor: Cursor) -> tuple[int, int, int]:
     """Return (version, n_tensors, n_keys), or say what the file is instead."""
     if cursor.n_bytes == 0:
         raise HeaderError("is empty", DOWNLOAD_AGAIN)
@@ -251,14 +205,14 @@ def _stranger(start: bytes, n_bytes: int) -> HeaderError:
     return HeaderError(f"is not a GGUF file (starts with {shown!r})", "name a .gguf file")
 
 
-def _key(cursor: "_Cursor") -> str:
+def _key(cursor: Cursor) -> str:
     raw = cursor.string(MAX_KEY_BYTES, "a metadata key")
     if not raw or not raw.isascii() or not raw.decode("ascii").isprintable():
         raise HeaderError(f"has the metadata key {raw[:40]!r}")  # a NUL would hide a second key from C code
     return raw.decode("ascii")
 
 
-def _value(cursor: "_Cursor", key: str, kept: list[bytes] | None) -> Value:
+def _value(cursor: Cursor, key: str, kept: list[bytes] | None) -> Value:
     """Return the value of a key. kept, if given, receives the raw items of a string array."""
     kind = cursor.u32()
     if FIXED_TYPES.get(key, kind) != kind:
@@ -272,7 +226,7 @@ def _value(cursor: "_Cursor", key: str, kept: list[bytes] | None) -> Value:
     return cursor.scalar(SCALARS[kind][1])
 
 
-def _array(cursor: "_Cursor", key: str, kept: list[bytes] | None) -> Value:
+def _array(cursor: Cursor, key: str, kept: list[bytes] | None) -> Value:
     kind, count = cursor.u32(), cursor.u64()
     if kind == ARRAY:
         raise HeaderError(f"{key} is an array of arrays, which nothing reads")
@@ -298,7 +252,7 @@ def _array(cursor: "_Cursor", key: str, kept: list[bytes] | None) -> Value:
     return StoredArray(name, count, offset, count * item_bytes, cursor.read_at)
 
 
-def _tensor_info(cursor: "_Cursor") -> tuple[str, tuple[int, ...], str, int, int]:
+def _tensor_info(cursor: Cursor) -> tuple[str, tuple[int, ...], str, int, int]:
     """Return (name, shape, type name, offset in the data section, n_bytes)."""
     raw = cursor.string(MAX_TENSOR_NAME_BYTES, "a tensor name")
     try:
@@ -344,103 +298,3 @@ def _placed(
         tensors.append(TensorInfo(name, shape, type_name, start + offset, size))
         expected = -(-(offset + size) // alignment) * alignment
     return tuple(tensors)
-
-
-class _Cursor:
-    """A place in the file, and the window of bytes around it."""
-
-    def __init__(self, read_at: ReadAt, n_bytes: int, position: int = 0) -> None:
-        self.read_at = read_at
-        self.n_bytes = n_bytes
-        self._start = position  # of the window in the file
-        self._window = b""
-        self._at = 0  # in the window
-        self._n_items_left = MAX_ITEMS
-        self._n_text_bytes_left = MAX_TEXTS_BYTES
-
-    @property
-    def position(self) -> int:
-        return self._start + self._at
-
-    def peek(self, n: int) -> bytes:
-        """Return the next n bytes without moving; fewer where the file ends."""
-        n = min(n, self.n_bytes - self.position)
-        self._fill(n)
-        return self._window[self._at : self._at + n]
-
-    def take(self, n: int) -> bytes:
-        self._fill(n)
-        self._at += n
-        return self._window[self._at - n : self._at]
-
-    def skip(self, n: int) -> None:
-        self._check(n)
-        self._at += n  # may leave the window; the next _fill starts a new one
-
-    def u32(self) -> int:
-        return int.from_bytes(self.take(4), "little")
-
-    def u64(self) -> int:
-        return int.from_bytes(self.take(8), "little")
-
-    def scalar(self, code: str) -> Scalar:
-        value: Scalar = struct.unpack(f"<{code}", self.take(struct.calcsize(code)))[0]
-        return value
-
-    def string(self, n_bytes_most: int, what: str) -> bytes:
-        n = self.u64()
-        if n > n_bytes_most:
-            raise HeaderError(f"{what} claims {n} bytes")
-        return self.take(n)
-
-    def text(self, key: str) -> str:
-        raw = self.string(MAX_TEXT_BYTES, key)
-        self.charge_text(len(raw), key)
-        return raw.decode("utf-8", "replace")
-
-    def charge_text(self, n: int, key: str) -> None:
-        self._n_text_bytes_left -= n
-        if self._n_text_bytes_left < 0:
-            raise HeaderError(f"{key} brings the text in its metadata above {MAX_TEXTS_BYTES >> 20} MB")
-
-    def walk_strings(self, count: int, keep: bool) -> list[bytes]:
-        """Step over count strings; return their bytes if asked to. The hot loop: 300,000 turns for Qwen2."""
-        self._n_items_left -= count
-        if self._n_items_left < 0:
-            raise HeaderError(f"has more than {MAX_ITEMS} strings in its metadata")
-        length_at = struct.Struct("<Q").unpack_from
-        items: list[bytes] = []
-        self._fill(min(8 * count, WINDOW_BYTES))
-        window, at = self._window, self._at
-        for _ in range(count):
-            if at + 8 > len(window):
-                self._at = at
-                self._fill(8)
-                window, at = self._window, self._at
-            end = at + 8 + length_at(window, at)[0]
-            if end > len(window):
-                self._at = at
-                self._fill(end - at)
-                end += self._at - at
-                window, at = self._window, self._at
-            if keep:
-                items.append(window[at + 8 : end])
-            at = end
-        self._at = at
-        return items
-
-    def _check(self, n: int) -> None:
-        if n > self.n_bytes - self.position:
-            raise HeaderError(f"is incomplete: its header does not end within its {self.n_bytes} bytes", DOWNLOAD_AGAIN)
-        if self.position + n > MAX_HEADER_BYTES:
-            raise HeaderError(f"has a header of more than {MAX_HEADER_BYTES >> 20} MB")
-
-    def _fill(self, n: int) -> None:
-        """Make the window hold the next n bytes."""
-        if self._at + n <= len(self._window):
-            return
-        self._check(n)
-        self._start, self._at = self.position, 0
-        self._window = self.read_at(self._start, min(max(n, WINDOW_BYTES), self.n_bytes - self._start))
-        if len(self._window) < n:
-            raise HeaderError("became shorter while it was read", DOWNLOAD_AGAIN)

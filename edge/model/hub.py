@@ -28,7 +28,7 @@ from huggingface_hub.utils._http import default_client_factory, get_session, set
 from huggingface_hub.utils._validators import validate_repo_id
 
 from edge.errors import HubError
-from edge.model.header import ReadAt
+from edge.model.cursor import ReadAt
 from edge.model.names import is_plain
 
 logger = logging.getLogger(__name__)

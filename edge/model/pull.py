@@ -9,10 +9,10 @@ from pathlib import Path, PurePosixPath
 
 from edge.errors import HubError
 from edge.model.cache import COMPANIONS, Cache, find_found
+from edge.model.cursor import ReadAt
 from edge.model.download import Progress, check_room, download
 from edge.model.fit import check_memory
 from edge.model.gguf import ModelInfo, parse_header, read_model_info
-from edge.model.header import ReadAt
 from edge.model.hub import Hub, HubFile, Repository
 from edge.model.names import ModelName, choose, is_name, parse
 

@@ -15,8 +15,9 @@ import pytest
 
 from edge.errors import ModelFileError
 from edge.model import gguf as reader
+from edge.model.cursor import StoredArray
 from edge.model.gguf import ModelInfo, parse_header, read_model_info
-from edge.model.header import TENSOR_TYPES, StoredArray
+from edge.model.header import TENSOR_TYPES
 from tests.hostile import gguf_files as files
 from tests.hostile.gguf_files import ARRAY, BAD_FILES, BOOL, F32, I32, STRING, U32, BadFile, changed_file
 
