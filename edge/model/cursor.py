@@ -166,3 +166,12 @@ class StoredArray:
 
 
 Value = Scalar | tuple[Scalar, ...] | StoredArray
+
+
+def shown(value: object) -> str:
+    """A value as a problem names it: short, printable, whatever it is."""
+    if value is None:
+        return "missing"
+    if isinstance(value, StoredArray | tuple):
+        return f"an array of {len(value)}"
+    return ascii(value) if len(ascii(value)) <= 60 else ascii(value)[:57] + "..."

@@ -8,30 +8,25 @@ what a header can reveal of that is refused here, by name. What it cannot reveal
 A model in several files is named by its first one, and told as a whole.
 """
 
-import contextlib
 import math
-import os
 import re
-import stat
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
-from edge.errors import ModelFileError
 from edge.model import shards
-from edge.model.cursor import HeaderError, ReadAt, Scalar, StoredArray, Value
+from edge.model.cursor import HeaderError, ReadAt, Scalar, StoredArray, Value, shown
+from edge.model.disk import blamed_on, open_on_disk
 from edge.model.header import MAX_SHARDS, Header, TensorInfo, check_shard, joined, read_header
+from edge.model.vocabulary import TOKENS_KEY, check_vocabulary, special_id, special_ids
 
 OpenFile = Callable[[Path], tuple[ReadAt, int]]  # how to read a file, and its length
 
 MAX_LAYERS = 512  # LLAMA_MAX_LAYERS, asserted
 MAX_EXPERTS = 1024  # LLAMA_MAX_EXPERTS, asserted
 MAX_CTX_TOKENS = 1 << 24  # a longer context is a slip or a trap; the longest known model claims 10,485,760
-MAX_VOCAB = 1 << 20
 ROPE_SCALING_TYPES = ("none", "linear", "yarn", "longrope")
-TOKENS_KEY = "tokenizer.ggml.tokens"
 FILE_TYPES = {  # general.file_type -> name; llama.h, enum llama_ftype
     **{0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 7: "Q8_0", 8: "Q5_0", 9: "Q5_1", 10: "Q2_K", 11: "Q3_K_S"},
     **{12: "Q3_K_M", 13: "Q3_K_L", 14: "Q4_K_S", 15: "Q4_K_M", 16: "Q5_K_S", 17: "Q5_K_M", 18: "Q6_K", 19: "IQ2_XXS"},
@@ -41,8 +36,6 @@ FILE_TYPES = {  # general.file_type -> name; llama.h, enum llama_ftype
 }
 SAMPLING_KEYS = {"temp": "temperature", "top_k": "top_k", "top_p": "top_p", "min_p": "min_p"}  # theirs -> ours
 LOOKED_UP = ("token_embd.weight", "per_layer_token_embd.weight", "position_embd.weight")  # one row read per token
-ENDING_TOKENS = ("bos", "eos", "eot", "eom")  # must exist; a bad padding id, common in old files, is only noted
-DEFAULT_IDS = {"llama": {"bos": 1, "eos": 2}, "gpt2": {"bos": 11, "eos": 11}}  # libllama's, by tokenizer
 # Architectures whose graph asserts that K, V and the rotated part of a head are of one size (src/models/*.cpp).
 # fmt: off
 ROTATES_WHOLE_HEADS = {
@@ -79,7 +72,7 @@ class ModelInfo:
     def array(self, name: str) -> tuple[Scalar, ...]:
         """The items of an array in the metadata, read from the file if they are many. () if there is none."""
         value = self.metadata.get(name, ())
-        with _blamed_on(self.path):
+        with blamed_on(self.path):
             return value.decode() if isinstance(value, StoredArray) else value if isinstance(value, tuple) else ()
 
     @property
@@ -189,11 +182,11 @@ class ModelInfo:
 
     @property
     def bos_id(self) -> int | None:
-        return _special_id(self.metadata, "bos", self.n_vocab)
+        return special_id(self.metadata, "bos", self.n_vocab)
 
     @property
     def eos_id(self) -> int | None:
-        return _special_id(self.metadata, "eos", self.n_vocab)
+        return special_id(self.metadata, "eos", self.n_vocab)
 
     @property
     def bos_text(self) -> str:
@@ -215,7 +208,7 @@ class ModelInfo:
         found = []
         if (n := self._number("context_length")) > MAX_CTX_TOKENS:
             found.append(f"claims a context of {n:,} tokens; {MAX_CTX_TOKENS:,} are believed")
-        for name, number in _special_ids(self.metadata):
+        for name, number in special_ids(self.metadata):
             if number >= self.n_vocab:
                 found.append(f"the {name} token {number} is outside the vocabulary and ignored")
         if self.chat_template is None:
@@ -252,7 +245,7 @@ class ModelInfo:
 
 def read_model_info(path: Path) -> ModelInfo:
     """Read a file's header: a few MB, well under a second. Raises ModelFileError for anything but a sound model."""
-    with _blamed_on(path):
+    with blamed_on(path):
         return parse_header(*open_on_disk(path), path)
 
 
@@ -262,11 +255,11 @@ def parse_header(read_at: ReadAt, n_bytes: int, path: Path, open_file: OpenFile 
     read_at(offset, n) returns n bytes, fewer only where the file ends; it is asked for 1 MB at a time, forwards.
     open_file(path) returns the same two for the other files of a model in several; None: they lie beside path.
     """
-    with _blamed_on(path):
+    with blamed_on(path):
         header = read_header(read_at, n_bytes, keep=TOKENS_KEY)
         paths, tensors = _shard_paths(path, header), header.tensors
         _check_kind(header.metadata)
-        special_tokens = _check_vocabulary(header.metadata, header.kept)
+        special_tokens = check_vocabulary(header.metadata, header.kept)
         if len(paths) > 1:
             others = [_read_shard(open_file or open_on_disk, paths, i) for i in range(1, len(paths))]
             tensors = joined([header, *(other for other, _ in others)])
@@ -294,7 +287,7 @@ def _shard_paths(path: Path, header: Header) -> tuple[Path, ...]:
 
 def _read_shard(open_file: OpenFile, paths: tuple[Path, ...], i: int) -> tuple[Header, int]:
     path = paths[i]
-    with _blamed_on(path):
+    with blamed_on(path):
         try:
             read_at, n_bytes = open_file(path)
         except FileNotFoundError:
@@ -306,67 +299,17 @@ def _read_shard(open_file: OpenFile, paths: tuple[Path, ...], i: int) -> tuple[H
         return header, n_bytes
 
 
-@contextlib.contextmanager
-def _blamed_on(path: Path) -> Iterator[None]:
-    """Turn what is wrong with the bytes or the disk into ModelFileError."""
-    try:
-        yield
-    except HeaderError as error:
-        raise ModelFileError(path, error.problem, error.remedy) from None
-    except FileNotFoundError:
-        raise ModelFileError(path, "does not exist", "check the path") from None
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror or error})"
-        raise ModelFileError(path, problem, "check the path, its permissions and the disk") from None
-    except ValueError as error:  # a path with a NUL in it
-        raise ModelFileError(path, f"cannot be opened ({error})", "check the path") from None
-
-
-def open_on_disk(path: Path) -> tuple[ReadAt, int]:
-    """A reader of a regular file, and its length. Raises HeaderError, OSError."""
-    file = _File(path)
-    return file.read_at, file.n_bytes
-
-
-class _File:
-    """A regular file, opened for each read and closed again; noticed when it is another one the next time."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        status = path.stat()
-        if stat.S_ISDIR(status.st_mode):
-            raise HeaderError("is a folder, not a GGUF file", "name the .gguf file in it, or convert it first")
-        if not stat.S_ISREG(status.st_mode):
-            raise HeaderError("is a pipe, a socket or a device, not a file", "name a .gguf file")
-        self.n_bytes = status.st_size
-        self._identity = _identity(status)
-
-    def read_at(self, offset: int, n: int) -> bytes:
-        # O_NONBLOCK: should a FIFO have taken the file's place since, opening it must not wait for a writer
-        descriptor = os.open(self._path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            if _identity(os.fstat(descriptor)) != self._identity:
-                raise HeaderError("changed while it was in use", "load it again")
-            return os.pread(descriptor, n, offset)
-        finally:
-            os.close(descriptor)
-
-
-def _identity(status: os.stat_result) -> tuple[int, int, int, int]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
-
-
 # ---- checks: each names what libllama would do with the value
 
 
 def _check_kind(metadata: Mapping[str, Value]) -> None:
     architecture = metadata.get("general.architecture")
     if not isinstance(architecture, str) or not re.fullmatch(r"[a-z0-9][a-z0-9_.-]{0,62}", architecture):
-        raise HeaderError(f"names the architecture {_shown(architecture)}", "convert the model again")
+        raise HeaderError(f"names the architecture {shown(architecture)}", "convert the model again")
     kind = metadata.get("general.type", "model")
     if kind != "model" or architecture == "clip":
         other = "clip" if kind == "model" else kind
-        raise HeaderError(f"is not a language model but {_shown(other)}", "name the model it belongs to")
+        raise HeaderError(f"is not a language model but {shown(other)}", "name the model it belongs to")
     if metadata.get(f"{architecture}.attention.causal", True) is not True:
         raise HeaderError("is an embedding model and writes no text", "use a chat model")
     for key, value in metadata.items():
@@ -376,9 +319,9 @@ def _check_kind(metadata: Mapping[str, Value]) -> None:
                 raise HeaderError(f"{key} is {value}", "convert the model again")
         elif key.startswith("general.sampling.") and key.rpartition(".")[2] in SAMPLING_KEYS:
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise HeaderError(f"{key} is {_shown(value)}", "convert the model again")
+                raise HeaderError(f"{key} is {shown(value)}", "convert the model again")
         elif key in ("general.name", "general.license", "tokenizer.chat_template") and not isinstance(value, str):
-            raise HeaderError(f"{key} is {_shown(value)}, not text", "convert the model again")
+            raise HeaderError(f"{key} is {shown(value)}, not text", "convert the model again")
 
 
 def _check_shape(info: ModelInfo) -> None:
@@ -400,7 +343,7 @@ def _check_shape(info: ModelInfo) -> None:
         if value is None and not is_needed:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-            raise HeaderError(f"{info.architecture}.{name} is {_shown(value)}, not a number from {low} to {high}")
+            raise HeaderError(f"{info.architecture}.{name} is {shown(value)}, not a number from {low} to {high}")
     for name in ("attention.head_count", "attention.head_count_kv", "feed_forward_length", "expert_used_count"):
         value = info.key(name)
         values = value if isinstance(value, tuple) else (value,) * info.n_layers
@@ -408,9 +351,9 @@ def _check_shape(info: ModelInfo) -> None:
             len(values) != info.n_layers
             or any(isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= 1 << 20 for n in values)
         ):
-            raise HeaderError(f"{info.architecture}.{name} is {_shown(value)}, not one number, nor one per layer")
+            raise HeaderError(f"{info.architecture}.{name} is {shown(value)}, not one number, nor one per layer")
     if info.key("rope.scaling.type") not in (None, *ROPE_SCALING_TYPES):
-        raise HeaderError(f"has rope scaling of the unknown type {_shown(info.key('rope.scaling.type'))}")  # asserted
+        raise HeaderError(f"has rope scaling of the unknown type {shown(info.key('rope.scaling.type'))}")  # asserted
     if info._number("nextn_predict_layers", 0) >= info.n_layers:
         raise HeaderError("says that every layer predicts further tokens")  # asserted
     _check_experts(info)
@@ -445,74 +388,3 @@ def _check_attention(info: ModelInfo) -> None:
     if not is_sound:
         sizes = f"K {info.head_dim}, V {info.head_dim_v}, rotated {n_rotated}"
         raise HeaderError(f"{info.n_heads} heads of a width of {info.n_embd} cannot be of size {sizes}")
-
-
-def _check_vocabulary(metadata: Mapping[str, Value], tokens: tuple[bytes, ...]) -> Mapping[str, str]:
-    """Return the text of each special token."""
-    tokenizer = metadata.get("tokenizer.ggml.model")
-    if not tokens or not isinstance(tokenizer, str) or tokenizer in ("none", "no_vocab"):  # tokenising asserts one
-        raise HeaderError("carries no vocabulary", "convert the model again with its tokenizer")
-    n_vocab = len(tokens)
-    if n_vocab > MAX_VOCAB:
-        raise HeaderError(f"has a vocabulary of {n_vocab:,} tokens, {MAX_VOCAB:,} at most are read")
-    for name in ("scores", "token_type"):
-        values = metadata.get(f"tokenizer.ggml.{name}")
-        if values is not None and (not isinstance(values, StoredArray | tuple) or len(values) < n_vocab):
-            raise HeaderError(f"tokenizer.ggml.{name} is {_shown(values)}, there are {n_vocab} tokens")
-    _check_distinct(tokens, is_spm=tokenizer == "llama")
-
-    # special tokens
-    texts = {}
-    for name, number in _special_ids(metadata):
-        if number < n_vocab:
-            texts[name] = tokens[number].decode("utf-8", "replace")
-        elif name in ENDING_TOKENS:
-            raise HeaderError(f"the {name} token is {number}, the vocabulary ends at {n_vocab - 1}")
-    for name in ("bos", "eos"):
-        if metadata.get(f"tokenizer.ggml.add_{name}_token") is True and _special_id(metadata, name, n_vocab) is None:
-            raise HeaderError(f"asks for a {name} token at every prompt but names none")  # asserted
-    for name, number in DEFAULT_IDS.get(tokenizer, {}).items():
-        if tokenizer == "llama" and number < n_vocab:
-            texts.setdefault(name, tokens[number].decode("utf-8", "replace"))
-    return MappingProxyType(texts)
-
-
-def _check_distinct(tokens: tuple[bytes, ...], is_spm: bool) -> None:
-    """libllama asserts that no two tokens are the same text, as C sees it: up to a NUL, and never empty."""
-    texts = list(tokens)
-    if any(b"\0" in text or not text for text in texts):
-        texts = [text.split(b"\0", 1)[0] or b"[EMPTY_%d]" % i for i, text in enumerate(texts)]
-    distinct = set(texts)
-    if len(distinct) != len(texts):
-        text, n = Counter(texts).most_common(1)[0]
-        raise HeaderError(f"has the token {_shown(text.decode('utf-8', 'replace'))} {n} times in its vocabulary")
-    if is_spm:  # a byte that no token covers is an exception nobody catches, whenever a user types it
-        missing = [n for n in range(256) if b"<0x%02X>" % n not in distinct and bytes((n,)) not in distinct]
-        if missing:
-            raise HeaderError(f"has no token for {len(missing)} of 256 bytes, such as <0x{missing[0]:02X}>")
-
-
-def _special_ids(metadata: Mapping[str, Value]) -> Iterator[tuple[str, int]]:
-    """Yield (name, id) of each tokenizer.ggml.<name>_token_id."""
-    for key, value in metadata.items():
-        if found := re.fullmatch(r"tokenizer\.ggml\.(\w+)_token_id", key):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-                raise HeaderError(f"{key} is {_shown(value)}, not the number of a token")
-            yield found[1], value
-
-
-def _special_id(metadata: Mapping[str, Value], name: str, n_vocab: int) -> int | None:
-    """The id of a special token, named by the file or libllama's default; None if it is not in the vocabulary."""
-    number = metadata.get(f"tokenizer.ggml.{name}_token_id")
-    if not isinstance(number, int):
-        number = DEFAULT_IDS.get(str(metadata.get("tokenizer.ggml.model")), {}).get(name)
-    return number if number is not None and number < n_vocab else None
-
-
-def _shown(value: object) -> str:
-    """A value as a problem names it: short, printable, whatever it is."""
-    if value is None:
-        return "missing"
-    if isinstance(value, StoredArray | tuple):
-        return f"an array of {len(value)}"
-    return ascii(value) if len(ascii(value)) <= 60 else ascii(value)[:57] + "..."
