@@ -12,8 +12,9 @@ import numpy as np
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter
 from numpy.typing import NDArray
 
-from convert.checkpoint import FLOATS, Checkpoint, SourceTensor
+from convert.checkpoint import Checkpoint
 from convert.dimensions import Config, Dimensions
+from convert.safetensors import FLOATS, SourceTensor
 from edge.errors import CheckpointError, UnsupportedArchitectureError
 
 HARMLESS = (".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias")  # derived from the config

@@ -12,7 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from convert.checkpoint import Checkpoint, parse_json, read_text, read_text_if_there
+from convert.checkpoint import Checkpoint
+from convert.folder import parse_json, read_text, read_text_if_there
 from convert.importance import ImportanceMatrix
 from edge import __version__
 from edge.errors import CheckpointError, ModelFileError

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert import output, quantize
-from convert.checkpoint import Checkpoint, decode
+from convert.checkpoint import Checkpoint
 from convert.families import Weight
 from convert.importance import ImportanceMatrix
 from convert.journal import Journal, fingerprint
@@ -28,6 +28,7 @@ from convert.plan import Plan, PlannedFile, Reference, n_bytes_free, plan
 from convert.quantize import Kind, Scratch
 from convert.readback import ReadBack
 from convert.recipes import Wishes, file_order
+from convert.safetensors import decode
 from convert.stops import Stop, safe_stops
 from edge.errors import CheckpointError, EngineError, NoSpaceError, OutputError
 

@@ -12,7 +12,9 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from convert.checkpoint import Checkpoint, Json, SourceTensor, read_json, read_tensors, shard_names
+from convert.checkpoint import Checkpoint, read_tensors, shard_names
+from convert.folder import Json, read_json
+from convert.safetensors import SourceTensor
 from edge.errors import CheckpointError, HubError
 from edge.model.cache import COMPANIONS, Cache
 from edge.model.download import Progress, download, n_bytes_missing

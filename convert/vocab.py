@@ -9,7 +9,8 @@ from pathlib import Path
 
 from gguf import GGUFWriter, TokenType
 
-from convert.checkpoint import Checkpoint, read_json, read_json_if_there, read_text_if_there
+from convert.checkpoint import Checkpoint
+from convert.folder import read_json, read_json_if_there, read_text_if_there
 from convert.tokenizer import N_TEMPLATE_BYTES_MAX, Tokenizer
 from edge.errors import CheckpointError
 
