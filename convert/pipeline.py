@@ -7,33 +7,25 @@ whole in memory. Files appear under their names only when all of them are whole 
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from convert import output, quantize
+from convert.blocks import Encoder, Target, cut, filled
 from convert.checkpoint import Checkpoint
-from convert.families import Weight
 from convert.importance import ImportanceMatrix
 from convert.journal import Journal, fingerprint
 from convert.manifest import Origin, manifest, manifest_path, tools
 from convert.output import OutputFile
 from convert.plan import Plan, PlannedFile, Reference, n_bytes_free, plan
-from convert.quantize import Kind, Scratch
 from convert.readback import ReadBack
 from convert.recipes import Wishes, file_order
-from convert.safetensors import decode
 from convert.stops import Stop, safe_stops
 from edge.errors import CheckpointError, EngineError, NoSpaceError, OutputError
-
-N_BLOCK_VALUES = 1 << 20  # 4 MB of float32 per core, enough to drown Python's part of the work
-N_ALL_BLOCKS_VALUES = 1 << 23  # on many cores the blocks get smaller, so that memory stays the same
 
 
 @dataclass(frozen=True)
@@ -233,91 +225,6 @@ def _write_manifests(
 # streaming
 
 
-@dataclass(frozen=True)
-class Block:
-    """Some rows of one tensor."""
-
-    weight: Weight
-    first_row: int
-    n_rows: int
-    raw: memoryview | None = None  # their bytes, where they do not lie on this machine
-
-    @property
-    def n_source_bytes(self) -> int:
-        return self.n_rows * self.weight.source.n_bytes // self.weight.n_rows if self.weight.source else 0
-
-    @property
-    def is_last(self) -> bool:
-        return self.first_row + self.n_rows == self.weight.n_rows
-
-    @property
-    def place(self) -> tuple[str, int, int]:
-        """Where they lie in the source: the file's name, from and to which byte. What is made up comes first."""
-        source = self.weight.source
-        if source is None:
-            return "", 0, 0
-        start = source.offset + self.first_row * (source.n_bytes // self.weight.n_rows)
-        return source.path.name, start, start + self.n_source_bytes
-
-
-def _blocks(weights: Iterable[Weight], n_values: int) -> Iterator[Block]:
-    for weight in weights:
-        group = len(weight.row_order) if weight.row_order is not None and len(weight.shape) > 1 else 1
-        n_rows = max(1, n_values // (weight.n_columns * group)) * group
-        for first in range(0, weight.n_rows, n_rows):
-            yield Block(weight, first, min(n_rows, weight.n_rows - first))
-
-
-class _Encoder:
-    """What a thread does to a block: read, check, encode once per type, write to each file."""
-
-    def __init__(self, checkpoint: Checkpoint, made: Plan, files: Sequence[OutputFile]) -> None:
-        self.checkpoint = checkpoint
-        self.columns = made.columns
-        self.targets = list(zip(made.files, files, strict=True))
-        self.scratch = Scratch()
-
-    def __call__(self, block: Block) -> Block:
-        """The block that is done."""
-        weight = block.weight
-        values = self._read(block)
-        if not np.isfinite(values).all():
-            raise self._wrong(weight, f"tensor {weight.name} holds NaN or infinite numbers")
-        encoded: dict[Kind, memoryview] = {}
-        for planned, file in self.targets:
-            kind = planned.kinds[weight.name]
-            row_bytes = quantize.row_bytes(kind, weight.n_columns)
-            if kind not in encoded:
-                out = self.scratch.bytes(kind.name, block.n_rows * row_bytes)
-                if not quantize.encode(values, kind, out, self.columns.get(weight.name)):
-                    raise self._wrong(weight, f"tensor {weight.name} has numbers too large for {kind.name}")
-                encoded[kind] = out.data
-            file.write(encoded[kind], planned.offsets[weight.name] + block.first_row * row_bytes)
-        return block
-
-    def _read(self, block: Block) -> NDArray[np.float32]:
-        """(n_rows, n_columns), in the order of the result."""
-        weight = block.weight
-        if weight.source is None:
-            assert weight.values is not None
-            return weight.values.reshape(weight.n_rows, weight.n_columns)[block.first_row :][: block.n_rows]
-        values = self.scratch.floats("values", block.n_rows, weight.n_columns)
-        if block.raw is None:
-            self.checkpoint.read(weight.source, block.first_row, block.n_rows, values)
-        else:
-            decode(weight.source.dtype, block.raw, values)
-        if weight.row_order is None:
-            return values
-        ordered = self.scratch.floats("ordered", block.n_rows, weight.n_columns)
-        groups = values.reshape(-1, len(weight.row_order), weight.n_columns if len(weight.shape) > 1 else 1)
-        np.take(groups, weight.row_order, axis=1, out=ordered.reshape(groups.shape))
-        return ordered
-
-    def _wrong(self, weight: Weight, problem: str) -> CheckpointError:
-        path = weight.source.path if weight.source else self.checkpoint.path
-        return CheckpointError(path, problem, "download the checkpoint again, or get it from another place")
-
-
 def _stream(
     checkpoint: Checkpoint,
     made: Plan,
@@ -337,11 +244,12 @@ def _stream(
     quantize.prepare({kind for file in made.files for kind in file.kinds.values()})
     weights = [weight for weight in made.model.weights if weight.name not in done]
     weights.sort(key=lambda weight: file_order(weight.name))
-    blocks = _blocks(weights, min(N_BLOCK_VALUES, N_ALL_BLOCKS_VALUES // n_threads))
+    blocks = cut(weights, n_threads)
     if checkpoint.is_remote:
-        blocks = _filled(checkpoint, sorted(blocks, key=lambda block: block.place), stop, is_whole=not done)
+        blocks = filled(checkpoint, sorted(blocks, key=lambda block: block.place), stop.check, is_whole=not done)
     # 3. encode and write
-    with closing(quantize.in_parallel(_Encoder(checkpoint, made, files), blocks, n_threads)) as results:
+    targets = [Target(file, planned.kinds, planned.offsets) for planned, file in zip(made.files, files, strict=True)]
+    with closing(quantize.in_parallel(Encoder(checkpoint, made.columns, targets), blocks, n_threads)) as results:
         for block in results:
             stop.check()
             n_done += block.n_source_bytes
@@ -351,15 +259,6 @@ def _stream(
                     readback.reach(_span(planned, block.weight.name)[1])
                 for planned, file, journal in zip(made.files, files, journals, strict=False):
                     journal.add(block.weight.name, file.written(*_span(planned, block.weight.name)))
-
-
-def _filled(checkpoint: Checkpoint, blocks: Sequence[Block], stop: Stop, *, is_whole: bool) -> Iterator[Block]:
-    """The blocks with their bytes, read in the order of the source as one stream. is_whole: nothing is left out."""
-    raws = checkpoint.stream([block.place for block in blocks if block.weight.source], stop.check, is_whole=is_whole)
-    for block in blocks:
-        yield replace(block, raw=memoryview(next(raws))) if block.weight.source else block
-    for _ in raws:  # reads the last file to its end, for its hash
-        pass
 
 
 def _recall(made: Plan, files: Sequence[OutputFile], journals: Sequence[Journal]) -> set[str]:

@@ -13,7 +13,7 @@ import pytest
 from gguf import GGUFReader, GGUFWriter
 from numpy.typing import NDArray
 
-from convert import output, pipeline, quantize
+from convert import blocks, output, quantize
 from convert.pipeline import Progress, convert
 from convert.recipes import RECIPES, Kind, Wishes
 from edge.errors import CheckpointError, NoSpaceError, OutputError, UnsupportedTypeError
@@ -137,7 +137,7 @@ def test_other_sources_give_the_bytes_too(tmp_path: Path, out: Path, dtype: str)
 
 def test_block_size_does_not_matter(checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = convert(checkpoint, ["Q8_0"], out)[0].sha256
-    monkeypatch.setattr(pipeline, "N_BLOCK_VALUES", 100)
+    monkeypatch.setattr(blocks, "N_BLOCK_VALUES", 100)
     assert convert(checkpoint, ["Q8_0"], out, overwrite=True)[0].sha256 == whole
 
 

@@ -183,10 +183,10 @@ def test_a_local_checkpoint_is_not_remote(source):
 CHILD = """
 import sys
 from pathlib import Path
-from convert import pipeline, quantize
+from convert import blocks, pipeline, quantize
 from convert.remote import RemoteCheckpoint
 from edge.model.hub import Hub
-pipeline.N_BLOCK_VALUES = 1 << 14
+blocks.N_BLOCK_VALUES = 1 << 14
 hub = Hub(sys.argv[1], sys.argv[2], Path(sys.argv[3]), pause=lambda _: None)
 checkpoint = RemoteCheckpoint.look_up(hub, sys.argv[4])
 pipeline.convert(checkpoint, ["Q4_K_M"], Path(sys.argv[5]), progress=lambda at: print(at.n_bytes_done, flush=True))
