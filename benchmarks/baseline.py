@@ -17,13 +17,17 @@ from benchmarks import harness
 from benchmarks.record import Record
 from benchmarks.runner import Job
 from benchmarks.shapes import model_file
-from benchmarks.stats import ratio
+from benchmarks.stats import paired_ratio
 from benchmarks.workload import Workload
 from edge.errors import EdgeError
 
 FILE = Path(__file__).parent / "baseline" / "ratios.json"
 SHAPE, TYPE = "qwen2.5-0.5b", "Q4_0"  # small enough for a CI machine
-WORKLOADS = (Workload(n_prompt_tokens=256), Workload(n_generated_tokens=64))
+N_PAIRS = 15
+WORKLOADS = (
+    Workload(n_prompt_tokens=256, n_repetitions=N_PAIRS),
+    Workload(n_generated_tokens=64, n_repetitions=N_PAIRS),
+)
 TOLERANCE = 0.05
 
 
@@ -54,7 +58,7 @@ def results(pairs: Iterable[Sequence[Record]], kept: dict[str, float]) -> list[R
     found = []
     for ours, theirs in pairs:
         name = f"{ours.model.name} {ours.workload.name}"
-        value = ratio(theirs.rates, ours.rates)
+        value = paired_ratio(theirs.rates, ours.rates)
         found.append(Result(name, value.value, value.low, value.high, kept.get(name)))
     return found
 

@@ -1,6 +1,6 @@
 """What the harness costs: generation with its sensors watching and without, turn by turn in one child.
 
-    python -m benchmarks.overhead MODEL.gguf
+    python -m benchmarks.overhead MODEL.gguf [TURNS]
 
 Prints the ratio of the two speeds with its interval. Needs a quiet machine.
 """
@@ -12,12 +12,12 @@ from pathlib import Path
 from benchmarks import runner
 from benchmarks.conditions import Tally, Watch
 from benchmarks.runner import Job
-from benchmarks.stats import ratio
+from benchmarks.stats import paired_ratio
 from benchmarks.workload import Workload
 from edge.board.topology import compute_cpus
 from edge.errors import EdgeError
 
-N_TURNS = 12
+N_TURNS = 60  # a difference of half a percent hides in a dozen
 
 
 def times_ns(path: Path, workload: Workload, n_turns: int = N_TURNS) -> tuple[list[int], list[int]]:
@@ -41,7 +41,8 @@ def times_ns(path: Path, workload: Workload, n_turns: int = N_TURNS) -> tuple[li
 
 
 def main() -> None:
-    found = ratio(*times_ns(Path(sys.argv[1]), Workload(n_generated_tokens=32)))
+    n_turns = int(sys.argv[2]) if len(sys.argv) > 2 else N_TURNS
+    found = paired_ratio(*times_ns(Path(sys.argv[1]), Workload(n_generated_tokens=32), n_turns))
     text = (
         f"a watched repetition takes {found.value:.4f} of an unwatched one's time ({found.low:.4f} to {found.high:.4f})"
     )

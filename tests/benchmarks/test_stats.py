@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from benchmarks.stats import _rank_counts, percentile, ratio, summarize
+from benchmarks.stats import _rank_counts, paired_ratio, percentile, ratio, summarize
 
 
 def test_one_disturbed_run_moves_the_spread_not_the_median() -> None:
@@ -40,6 +40,26 @@ def test_the_interval_of_five_and_five_is_the_one_of_the_tables() -> None:
     found = ratio(a, b)
     assert (found.low, found.high) == (quotients[2], quotients[-3])
     assert found.is_shown
+
+
+def test_pairs_do_not_see_what_slows_both_sides() -> None:
+    """The machine is up to three times as slow from one pair to the next; b is 2 % faster."""
+    draw = random.Random(5)
+    slowness = [draw.uniform(1, 3) for _ in range(25)]
+    a = [slow * draw.gauss(1, 0.01) for slow in slowness]
+    b = [slow * draw.gauss(0.98, 0.01) for slow in slowness]
+    found = paired_ratio(a, b)
+    assert found.value == pytest.approx(0.98, abs=0.01)
+    assert found.high < 1
+    assert not ratio(a, b).is_shown
+
+
+def test_the_interval_of_pairs_is_the_sign_tests() -> None:
+    """Its table: with 12 pairs the third smallest and largest, with 6 the outermost, with 5 none."""
+    b = [1 + i / 100 for i in range(12)]
+    assert (paired_ratio([1.0] * 12, b).low, paired_ratio([1.0] * 12, b).high) == (b[2], b[-3])
+    assert (paired_ratio([1.0] * 6, b[:6]).low, paired_ratio([1.0] * 6, b[:6]).high) == (b[0], b[5])
+    assert paired_ratio([1.0] * 5, b[:5]).high == math.inf
 
 
 def test_too_few_samples_show_nothing() -> None:
