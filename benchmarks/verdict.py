@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from benchmarks.record import Conditions, Gate, Reason
 from benchmarks.stats import summarize
 
+N_REPETITIONS_MIN = 5  # below that no interval holds the middle 19 times in 20
 SPREAD_MAX = 0.05  # half the distance from fastest to slowest repetition, over the median
 OTHER_CORES_MAX = 0.1  # a desktop that idles uses less
 CLOCK_TICK_S = 0.03  # processor time is counted in ticks of 10 ms: what three of them may hide in a short run
@@ -49,6 +50,10 @@ def _swap(conditions: Conditions) -> Iterator[Reason]:
 
 
 def _spread(elapsed_ns: Sequence[int]) -> Iterator[Reason]:
+    if 0 < len(elapsed_ns) < N_REPETITIONS_MIN:
+        yield Reason(
+            "too few repetitions", f"{len(elapsed_ns)} repetition(s), {N_REPETITIONS_MIN} at least make a result"
+        )
     if len(elapsed_ns) > 1 and (spread := summarize(elapsed_ns).spread) > SPREAD_MAX:
         yield Reason("spread too wide", f"repetitions lie ± {spread:.0%} around their median")
 

@@ -24,7 +24,7 @@ from edge.board.sensors import THROTTLED_FILE
 from edge.config import cache_dir
 from edge.model.gguf import read_model_info
 
-SHORT = Workload(n_generated_tokens=16, n_threads=1, n_repetitions=3, n_warmups_max=1)
+SHORT = Workload(n_generated_tokens=16, n_threads=1, n_repetitions=5, n_warmups_max=1)
 CPUS = range(os.cpu_count() or 1)
 
 
@@ -108,7 +108,7 @@ def test_swapping_is_named(demo_model: Path, board: Path) -> None:
     assert "2,000 pages" in reason.text
 
 
-LONG = Workload(n_generated_tokens=500, n_threads=1, n_repetitions=3, n_warmups_max=1)
+LONG = Workload(n_generated_tokens=500, n_threads=1, n_repetitions=5, n_warmups_max=1)
 
 
 def rewritten_inside(act: Callable[[], None]) -> Callable[[int], None]:
@@ -146,7 +146,7 @@ def test_a_pause_in_one_repetition_is_a_wide_spread(demo_model: Path) -> None:
 
     record = measure(demo_model, LONG, during=rewritten_inside(pause))
     assert "spread too wide" in kinds(record)
-    assert len(record.samples) == 3
+    assert len(record.samples) == 5
 
 
 def test_a_build_that_skips_work_does_not_pass_the_gate(demo_model: Path, tmp_path: Path) -> None:
@@ -175,10 +175,10 @@ def test_a_build_that_skips_work_does_not_pass_the_gate(demo_model: Path, tmp_pa
 
 def test_jobs_of_a_group_take_turns_forward_and_back(demo_model: Path) -> None:
     steps: list[str] = []
-    other = Workload(n_prompt_tokens=8, n_threads=1, n_repetitions=3, n_warmups_max=1)
+    other = Workload(n_prompt_tokens=8, n_threads=1, n_repetitions=5, n_warmups_max=1)
     records = harness.run([[Job(SHORT, demo_model), Job(other, demo_model)]], steps.append)
-    turns = ["pp" if "pp8" in step else "tg" for step in steps if " of 3" in step]
-    assert turns == ["tg", "pp", "pp", "tg", "tg", "pp"]
-    assert [len(record.samples) for record in records] == [3, 3]
+    turns = ["pp" if "pp8" in step else "tg" for step in steps if " of 5" in step]
+    assert turns == ["tg", "pp", "pp", "tg", "tg", "pp", "pp", "tg", "tg", "pp"]
+    assert [len(record.samples) for record in records] == [5, 5]
     assert records[1].gate is not None
     assert records[1].gate.agreement == 1  # with the first job, on the same file

@@ -40,6 +40,12 @@ def test_a_disturbance_is_named(conditions: Conditions, kind: str, said: str) ->
     assert said in found.text
 
 
+def test_fewer_than_five_repetitions_are_no_result() -> None:
+    (found,) = verdict.reasons(STEADY[:4], CALM, GATE)
+    assert found.kind == "too few repetitions"
+    assert verdict.reasons((), CALM, GATE) == []  # a load, a sustained run
+
+
 def test_one_slow_repetition_is_a_wide_spread() -> None:
     (found,) = verdict.reasons((*STEADY[:-1], 130), CALM, GATE)
     assert found.kind == "spread too wide"
