@@ -54,11 +54,11 @@ def demo(n_sums: int) -> None:
     step("3. Measure each file in a fresh process, and check its answers")
     sums = held_out_sums()[:n_sums]
     records, right = [], []
-    with terminal.notes.status("") as status:
+    with report.Steps() as steps:
         for path in paths:
             groups = [[Job(PROMPT, path)], [Job(GENERATION, path)]]
-            records.append(harness.run(groups, lambda text: report.show_step(status, text)))
-            report.show_step(status, f"{path.name}: {len(sums)} sums")
+            records.append(harness.run(groups, steps.show))
+            steps.show(f"{path.name}: {len(sums)} sums")
             right.append(f"{1 - len(wrong_answers(path, sums)) / len(sums):.1%}")
     screen.print(table(records, {f"right of {len(sums)}": right}))
     for line in report.footer([record for pair in records for record in pair]):

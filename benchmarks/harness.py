@@ -16,7 +16,7 @@ from benchmarks.conditions import Tally, Watch
 from benchmarks.record import Board, Gate, Record, Sample
 from benchmarks.runner import Job, Runner
 from edge.board.plan import this_board
-from edge.board.topology import compute_cpus
+from edge.board.topology import allowed_cpus, compute_cpus
 from edge.config import cache_dir
 from edge.errors import EngineError
 
@@ -68,13 +68,22 @@ def run(
     board = fingerprint.board(root)
     if probe:
         report("memory bandwidth")
-        board = replace(board, read_bytes_per_s=bandwidth.measure(compute_cpus()) or None)
+        board = _probed(board)
     found = []
     for group in groups:
         for record in run_group(group, board, report, root):
             keep(record)
             found.append(record)
     return found
+
+
+def _probed(board: Board) -> Board:
+    """With what its memory gives: to the cores that compute, and to all of them where that is more cores."""
+    some, every = compute_cpus(), allowed_cpus()
+    board = replace(board, read_bytes_per_s=bandwidth.measure(some) or None)
+    return (
+        board if set(some) == set(every) else replace(board, read_by_all_bytes_per_s=bandwidth.measure(every) or None)
+    )
 
 
 def run_group(jobs: Sequence[Job], board: Board, report: Report, root: Path) -> list[Record]:
@@ -136,6 +145,7 @@ def _record(one: _Run, board: Board, started_at: str) -> Record:
         memory=ended.memory,
         loads=ended.loads,
         gate=one.gate,
+        cpus=one.runner.ready.cpus,
     )
     # a sustained run is there to show how its speed falls
     times = [] if one.job.workload.duration_s else [sample.elapsed_ns for sample in one.samples]

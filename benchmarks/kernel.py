@@ -20,7 +20,7 @@ from edge.board.footprint import KV_TYPE_BYTES
 from edge.board.topology import pin
 from edge.engine.library import system_info
 from edge.engine.llama import Llama, Loading
-from edge.model.gguf import read_model_info
+from edge.model.gguf import ModelInfo, read_model_info
 
 N_GATE_PROMPTS, N_GATE_TOKENS = 4, 8
 GATE_TOKENS = (256, 2048)  # ids that every vocabulary has, and whose rows a synthetic file fills
@@ -84,8 +84,7 @@ class Kernel:
         return Gate(tuple(choices), n_agree, N_GATE_PROMPTS)
 
     def memory(self) -> Memory:
-        kv_share = KV_TYPE_BYTES[self._settings.kv_type] / KV_TYPE_BYTES["f16"]
-        return process_memory(round(kv_share * self.info.kv_bytes_per_token * self._llama.n_ctx_tokens))
+        return process_memory(kv_bytes(self.info, self._settings, self._llama.n_ctx_tokens))
 
     def close(self) -> None:
         self._llama.close()
@@ -169,12 +168,18 @@ class Loader:
         return elapsed_s
 
 
-def process_memory(kv_bytes: int | None) -> Memory:
+def kv_bytes(info: ModelInfo, settings: Settings, n_ctx_tokens: int) -> int:
+    """Of a KV cache that holds so many tokens."""
+    share = KV_TYPE_BYTES[settings.kv_type] / KV_TYPE_BYTES["f16"]
+    return round(share * info.kv_bytes_per_token * n_ctx_tokens)
+
+
+def process_memory(n_kv_bytes: int | None) -> Memory:
     """Of this process. Python and numpy are 60 MB of it."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     info = psutil.Process().memory_info()
     shared = getattr(info, "shared", 0)  # Linux: file-backed pages, those of libraries included
-    return Memory(peak, info.rss - shared, shared, kv_bytes)
+    return Memory(peak, info.rss - shared, shared, n_kv_bytes)
 
 
 def _loading(workload: Workload, settings: Settings, n_threads: int) -> Loading:

@@ -42,8 +42,7 @@ def describe(board: Board, records: Iterable[Record]) -> list[str]:
     lines[0] += ", virtual" if board.is_virtual else ""
     if board.ram_bytes:
         lines.append(f"{board.ram_bytes / 2**30:.1f} GiB RAM")
-    if board.read_bytes_per_s:
-        lines.append(f"memory read at {board.read_bytes_per_s / 1e9:.1f} GB/s by the cores that compute")
+    lines += [line for line in (report.threads(of_board), report.bandwidth(board)) if line]
     lines.append(board.kernel + (f", governor {board.governor}" if board.governor else ""))
     lines += sorted({program_line(record) for record in of_board})
     heat = [m.temperature_c for record in of_board for m in record.conditions.moments if m.temperature_c is not None]

@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from benchmarks.endpoint import EngineEndpoint, Reply, UrlEndpoint, words, words_per_token
-from benchmarks.kernel import Kernel, Loader
+from benchmarks.kernel import Kernel, Loader, kv_bytes
 from benchmarks.record import USUAL, Gate, Loads, Memory, Sample, Settings
 from benchmarks.schema import from_json, to_json
 from benchmarks.workload import Workload
 from edge.board.memory import process_memory
 from edge.config import N_CTX_TOKENS, EngineSettings
 from edge.errors import EdgeError
+from edge.model.gguf import read_model_info
 
 N_GATE_TOKENS = 16
 T = TypeVar("T")
@@ -50,6 +51,7 @@ class Ready:
     features: str | None = None
     load_s: float | None = None
     model: str | None = None  # a server's name for it
+    cpus: tuple[int, ...] = ()  # that its threads may run on
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ class KernelInstrument:
         self.repeat, self.gate = self._kernel.repeat, self._kernel.gate
 
     def ready(self) -> Ready:
-        return Ready(self._kernel.n_threads, (os.getpid(),), self._kernel.features, self._kernel.load_s)
+        kernel, pid = self._kernel, os.getpid()
+        return Ready(kernel.n_threads, (pid,), kernel.features, kernel.load_s, cpus=cpus_of(pid))
 
     def end(self) -> Ended:
         return Ended(self._kernel.memory(), Loads(None, (self._kernel.load_s,)))
@@ -92,7 +95,7 @@ class LoadInstrument:
         self.repeat = self._loader.repeat
 
     def ready(self) -> Ready:
-        return Ready(self._loader.n_threads, (os.getpid(),), self._loader.features)
+        return Ready(self._loader.n_threads, (os.getpid(),), self._loader.features, cpus=cpus_of(os.getpid()))
 
     def gate(self) -> Gate:
         return Gate()
@@ -107,11 +110,13 @@ class ClientInstrument:
     def __init__(self, order: Order) -> None:
         self.workload = work = order.workload
         self._loop = asyncio.new_event_loop()
+        self._kv_bytes = 0
         if order.url is not None:
             self._endpoint: EngineEndpoint | UrlEndpoint = UrlEndpoint(order.url, order.model, order.key)
         else:
             assert order.path is not None
             n_ctx = max(N_CTX_TOKENS, work.n_ctx_tokens + 64 * work.n_streams)
+            self._kv_bytes = kv_bytes(read_model_info(Path(order.path)), order.settings, n_ctx)
             settings = EngineSettings(order.path, n_ctx, n_slots=work.n_streams, n_threads=work.n_threads)
             self._endpoint = EngineEndpoint(replace(settings, **vars(order.settings)))
         self._run(self._endpoint.start())
@@ -121,8 +126,9 @@ class ClientInstrument:
     def ready(self) -> Ready:
         if isinstance(self._endpoint, UrlEndpoint):
             return Ready(None, (), model=self._endpoint.model)
-        pids = tuple(filter(None, (os.getpid(), self._endpoint.pid)))
-        return Ready(self._endpoint.n_threads, pids, self._endpoint.features, self._endpoint.load_s)
+        engine = self._endpoint
+        pids = tuple(filter(None, (os.getpid(), engine.pid)))
+        return Ready(engine.n_threads, pids, engine.features, engine.load_s, cpus=cpus_of(pids[-1]))
 
     def repeat(self) -> Sample:
         replies = self._run(self._ask_together())
@@ -152,7 +158,7 @@ class ClientInstrument:
     def end(self) -> Ended:
         memory = None
         if isinstance(self._endpoint, EngineEndpoint) and self._endpoint.pid is not None:
-            memory = _memory_of(self._endpoint.pid)
+            memory = _memory_of(self._endpoint.pid, self._kv_bytes)
             loads = Loads(None, (self._endpoint.load_s,))
         else:
             loads = None
@@ -163,10 +169,15 @@ class ClientInstrument:
         return self._loop.run_until_complete(work)
 
 
-def _memory_of(pid: int) -> Memory | None:
+def _memory_of(pid: int, kv_bytes: int) -> Memory | None:
     """Of another process."""
     found = process_memory(pid)
-    return None if found is None else Memory(found.peak_bytes, found.anonymous_bytes, found.file_bytes)
+    return None if found is None else Memory(found.peak_bytes, found.anonymous_bytes, found.file_bytes, kv_bytes)
+
+
+def cpus_of(pid: int) -> tuple[int, ...]:
+    """The CPUs that a process may run on; () where the system does not tell."""
+    return tuple(sorted(os.sched_getaffinity(pid))) if hasattr(os, "sched_getaffinity") else ()
 
 
 def instrument(order: Order) -> Instrument:

@@ -87,7 +87,8 @@ class Board:
     kernel: str
     governor: str | None
     is_virtual: bool = False
-    read_bytes_per_s: float | None = None  # measured, by all cores that compute
+    read_bytes_per_s: float | None = None  # measured, by the cores that compute together
+    read_by_all_bytes_per_s: float | None = None  # the same by every core, where not all compute
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ class Gate:
 
 ReasonKind = Literal[
     "throttled", "background load", "frequency moved", "swapping", "spread too wide", "correctness gate failed",
-    "conditions unknown",
+    "too few repetitions", "conditions unknown",
 ]  # fmt: skip
 
 
@@ -187,6 +188,7 @@ class Record:
     gate: Gate | None = None
     reasons: tuple[Reason, ...] = ()
     settings: Settings | None = None  # None: nobody told, such as a server
+    cpus: tuple[int, ...] = ()  # those it was allowed to run on; () where the system does not tell
 
     @property
     def is_valid(self) -> bool:

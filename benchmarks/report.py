@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.status import Status
+from rich.console import Console
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks.load import Level
 from benchmarks.record import Board, Record
@@ -75,12 +77,9 @@ def footer(records: Sequence[Record]) -> list[str]:
         size = f", {megabytes(model.n_bytes)}" if model.n_bytes else ""
         lines.append(f"{model.name}{size}")
     for board, of_board in by_board(records):
-        threads = sorted({r.n_threads for r in of_board if r.n_threads})
         parts = [board.name, f"{board.ram_bytes / 2**30:.0f} GiB", board.kernel]
         parts += [f"governor {board.governor}"] if board.governor else []
-        parts += [f"{', '.join(map(str, threads))} thread(s)"] if threads else []
-        if board.read_bytes_per_s:
-            parts.append(f"reads {board.read_bytes_per_s / 1e9:.1f} GB/s")
+        parts += [line for line in (threads(of_board), bandwidth(board)) if line]
         lines.append(", ".join(parts))
     if any(record.tokens_per_s for record in records):
         lines.append(
@@ -97,14 +96,52 @@ def footer(records: Sequence[Record]) -> list[str]:
 
 
 def by_board(records: Sequence[Record]) -> list[tuple[Board, list[Record]]]:
-    """The records of each machine, with the fastest of its bandwidths: that is measured anew for every run."""
+    """The records of each machine, with the fastest of its bandwidths: those are measured anew for every run."""
     found: dict[Board, list[Record]] = {}
     for record in records:
-        found.setdefault(replace(record.board, read_bytes_per_s=None), []).append(record)
+        found.setdefault(_without_bandwidth(record.board), []).append(record)
     return [
-        (replace(board, read_bytes_per_s=max((r.board.read_bytes_per_s or 0 for r in of), default=0) or None), of)
+        (
+            replace(
+                board,
+                read_bytes_per_s=max(r.board.read_bytes_per_s or 0 for r in of) or None,
+                read_by_all_bytes_per_s=max(r.board.read_by_all_bytes_per_s or 0 for r in of) or None,
+            ),
+            of,
+        )
         for board, of in found.items()
     ]
+
+
+def _without_bandwidth(board: Board) -> Board:
+    return replace(board, read_bytes_per_s=None, read_by_all_bytes_per_s=None)
+
+
+def threads(records: Sequence[Record]) -> str:
+    """How many threads ran, and where: 4 thread(s) on CPUs 4-7."""
+    numbers = sorted({record.n_threads for record in records if record.n_threads})
+    places = dict.fromkeys(cpu_list(record.cpus) for record in records if record.cpus)
+    where = f" on CPUs {' or '.join(places)}" if places else ""
+    return f"{', '.join(map(str, numbers))} thread(s){where}" if numbers else ""
+
+
+def bandwidth(board: Board) -> str:
+    """What was measured of its memory."""
+    if not board.read_bytes_per_s:
+        return ""
+    text = f"memory read at {board.read_bytes_per_s / 1e9:.1f} GB/s by the cores that compute"
+    return text + (f", {board.read_by_all_bytes_per_s / 1e9:.1f} by all" if board.read_by_all_bytes_per_s else "")
+
+
+def cpu_list(cpus: Sequence[int]) -> str:
+    """As the kernel writes them: 0-3,6."""
+    runs: list[list[int]] = []
+    for cpu in sorted(cpus):
+        if runs and cpu == runs[-1][-1] + 1:
+            runs[-1].append(cpu)
+        else:
+            runs.append([cpu])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def suspicions(records: Sequence[Record]) -> list[tuple[str, str]]:
@@ -182,6 +219,21 @@ def _energy(record: Record) -> str:
     return f"{found[0]:.2f}" if found[1] is None else f"{found[0]:.2f}, {found[1]:.2f} net"
 
 
-def show_step(status: Status, text: str) -> None:
-    """What is measured now, in the line that is rewritten."""
-    status.update(text)
+class Steps:
+    """What is measured now, in a line that is rewritten. Use as a context manager.
+
+    Drawn when it changes and at no other time: whatever moves on the screen takes its time from what is measured.
+    """
+
+    def __init__(self) -> None:
+        self._live = Live(console=Console(stderr=True), auto_refresh=False, transient=True)
+
+    def __enter__(self) -> "Steps":
+        self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, text: str) -> None:
+        self._live.update(Text(text, no_wrap=True, overflow="ellipsis"), refresh=True)

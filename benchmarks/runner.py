@@ -230,7 +230,7 @@ class LlamaBench:
         self.n_warmups_max = 1  # to have its file in the page cache
         cpus = compute_cpus()
         n_threads = work.n_threads or n_compute_threads(len(cpus), job.path.stat().st_size)
-        self.ready = Ready(n_threads, ())
+        self.ready = Ready(n_threads, (), cpus=tuple(cpus))
         sizes = (work.n_prompt_tokens, work.n_generated_tokens)
         self.options = ["-p", str(sizes[0]), "-n", str(sizes[1])]
         if all(sizes):

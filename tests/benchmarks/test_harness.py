@@ -10,7 +10,8 @@ from benchmarks.runner import Job
 from benchmarks.workload import Workload
 from edge.board.memory import Memory
 from edge.board.plan import RESERVE_BYTES, Board
-from edge.board.topology import read_topology
+from edge.board.topology import allowed_cpus, read_topology
+from edge.config import N_CTX_TOKENS
 from edge.errors import EdgeError, EngineError
 
 SMALL = {"n_threads": 1, "n_repetitions": 2, "n_warmups_max": 2}
@@ -44,6 +45,8 @@ def test_every_kind_of_workload_gives_its_samples(demo_model: Path, workload: Wo
     assert record.memory.kv_bytes == record.model.kv_bytes_per_token * max(256, workload.n_ctx_tokens)  # type: ignore[operator]
     assert record.gate is not None
     assert record.gate.n_paths_agree == record.gate.n_paths
+    assert record.cpus
+    assert set(record.cpus) <= set(allowed_cpus())
 
 
 def test_a_load_is_timed_cold_where_the_system_drops_the_file_and_warm(demo_model: Path) -> None:
@@ -68,6 +71,9 @@ def test_end_to_end_tells_the_first_token_and_the_engines_memory(demo_model: Pat
     assert record.memory.peak_rss_bytes >= record.memory.anon_bytes
     assert record.gate is not None
     assert len(record.gate.reply_sha256 or "") == 64
+    assert record.model.kv_bytes_per_token is not None
+    assert record.memory.kv_bytes == N_CTX_TOKENS * record.model.kv_bytes_per_token
+    assert set(record.cpus) <= set(allowed_cpus())
     assert record.bytes_per_s is None  # what a client sees is not held against the memory bus
 
 

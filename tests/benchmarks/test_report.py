@@ -144,3 +144,19 @@ def test_a_report_of_nothing_and_one_without_a_form_say_so(tmp_path: Path) -> No
     records.append(empty, record())
     done = CliRunner().invoke(bench, ["report", str(empty), "--out", "report.docx"])
     assert (done.exit_code, "no known ending; use .md" in done.output) == (2, True)
+
+
+def test_a_board_tells_where_its_threads_ran_and_what_its_memory_gives() -> None:
+    board = replace(PI, read_bytes_per_s=16e9, read_by_all_bytes_per_s=22e9)
+    records = [record(board=board, cpus=(4, 5, 6, 7)), record(PROMPT, board=board, cpus=(4, 5, 6, 7))]
+    for text in (markdown.report_text(records), "\n".join(report.footer(records))):
+        assert "4 thread(s) on CPUs 4-7" in text
+        assert "memory read at 16.0 GB/s by the cores that compute, 22.0 by all" in text
+    assert report.cpu_list((0, 1, 2, 6, 9, 8)) == "0-2,6,8-9"
+
+
+def test_runs_that_measured_another_bandwidth_are_of_one_board() -> None:
+    boards = [replace(PI, read_bytes_per_s=n * 1e9, read_by_all_bytes_per_s=n * 2e9) for n in (15, 17, 16)]
+    ((board, of_board),) = report.by_board([record(board=board) for board in boards])
+    assert (board.read_bytes_per_s, board.read_by_all_bytes_per_s) == (17e9, 34e9)
+    assert len(of_board) == 3
