@@ -282,8 +282,14 @@ class Bench:
             "100 / 0",
         )
         load_s = self.with_engine(lambda client: load_time(client))
-        worst = max(back_s) - load_s
-        self.row("answer after a death, beyond load time, worst, s", f"{worst:.2f}", f"load {load_s:.2f}", None, "≤ 1")
+        usual, worst = median(back_s) - load_s, max(back_s) - load_s
+        self.row(
+            "answer after a death, beyond load time, median / worst, s",
+            f"{usual:.2f} / {worst:.2f}",
+            f"load {load_s:.2f}",
+            None,
+            "≤ 1",
+        )
 
     def soak(self) -> None:
         """1,000 requests, one in twenty hostile, four at once: the front must stay as it is."""
