@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.options import PATH, numbers, rates
-from benchmarks.workload import PRESETS, Workload, preset
+from benchmarks.options import PATH, numbers, pair, rates
+from benchmarks.workload import PRESETS
 from edge.board.options import FORCE, GPU_LAYERS, THREADS
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
+    from benchmarks.choice import Choice
     from benchmarks.endpoint import EngineEndpoint, UrlEndpoint
     from benchmarks.load import Mix
-    from benchmarks.record import Record, Settings
-    from benchmarks.runner import Job
+    from benchmarks.record import Record
     from benchmarks.shapes import Layout
 
 MEASURE = "run"  # the command that words which name no command belong to
@@ -47,6 +49,7 @@ def bench() -> None:
 @click.option("--preset", "preset_name", type=click.Choice(PRESETS), help="What to measure.  [quick]")
 @click.option("-p", "--prompt", type=numbers(0, 1 << 20), metavar="N,N…", help="Prompts of N tokens.")
 @click.option("-n", "--gen", type=numbers(0, 1 << 20), metavar="N,N…", help="Generations of N tokens.")
+@click.option("--pg", "both", multiple=True, type=pair(1, 1 << 20), metavar="P,N", help="P read, then N generated.")
 @click.option(
     "-d", "--depth", type=numbers(0, 1 << 20), default="0", metavar="N,N…", help="Tokens already in the cache."
 )
@@ -72,6 +75,7 @@ def run(models: tuple[Path, ...], as_json: bool, out: Path | None, **options: An
     edge bench model.gguf
     edge bench *.gguf --out results.jsonl
     edge bench model.gguf -p 512 -n 128 -d 0,1024 --threads 2,4
+    edge bench model.gguf --pg 512,128
     edge bench model.gguf --peer llama-bench
     edge bench model.gguf --gpu-layers 0             without the GPU
     """
@@ -80,11 +84,11 @@ def run(models: tuple[Path, ...], as_json: bool, out: Path | None, **options: An
     from rich.console import Console
 
     from benchmarks import harness, record, report
-    from edge.config import cache_dir
+    from benchmarks.choice import Choice
 
-    if out is None:
-        out = cache_dir() / "bench" / "records.jsonl"
-        out.parent.mkdir(parents=True, exist_ok=True)
+    choice = Choice(**options)
+    choice.check()
+    out = out or usual_records()
     record.check_writable(out)
     records: list[Record] = []
 
@@ -93,7 +97,7 @@ def run(models: tuple[Path, ...], as_json: bool, out: Path | None, **options: An
         records.append(made)
 
     with Console(stderr=True).status("") as status:
-        groups = grouped(models, status, **options)
+        groups = choice.jobs(files(models, choice, status))
         generates = any(job.path and job.workload.kind == "tg" for group in groups for job in group)
         harness.run(groups, lambda text: report.show_step(status, text), keep, probe=generates)
     if as_json:
@@ -105,86 +109,34 @@ def run(models: tuple[Path, ...], as_json: bool, out: Path | None, **options: An
     click.echo(f"records: {out}", err=True)
 
 
-def grouped(models: tuple[Path, ...], status: Any, **options: Any) -> "list[list[Job]]":
-    """The jobs that the options ask for, in groups that take turns."""
+def files(models: tuple[Path, ...], choice: "Choice", status: "Status") -> list[Path]:
+    """The model files to measure, fetched or made where they are not there. Raises EdgeError."""
     from benchmarks import report
-    from benchmarks.runner import Job
     from edge.cli import model_path
 
     paths = [model_path(str(model)) for model in models]
-    if options["shapes"]:
+    if choice.shapes:
         from benchmarks.shapes import model_file
 
-        for name in options["shapes"]:
-            for kind in options["types"] or ("Q4_0",):
+        for name in choice.shapes:
+            for kind in choice.types or ("Q4_0",):
                 report.show_step(status, f"{name} {kind}: random blocks")
                 paths.append(model_file(name, kind))
-    elif options["types"]:
-        raise click.UsageError("-t is the type of a --shape; a file has its own")
-    if not paths and not options["urls"]:
-        from edge.demo import demo_model
-
-        paths = [demo_model()]
-    groups = []
-    for work in workloads(**options):
-        jobs = [Job(work, path, settings=settings_for(path, work, **options)) for path in paths]
-        if options["peer"] and is_known_to_peer(work):
-            jobs += [replace(job, peer=options["peer"]) for job in jobs]
-        view = replace(work, view="end-to-end")
-        if options["urls"] and work.n_generated_tokens and not work.n_depth_tokens:
-            jobs = [replace(job, workload=view) for job in jobs if not job.peer]
-            jobs += [Job(view, url=url, model=options["served"], key=options["key"]) for url in options["urls"]]
-        elif not paths:
-            continue
-        takes_turns = options["interleave"] or options["peer"] or options["urls"]
-        groups += [jobs] if takes_turns else [[job] for job in jobs]
-    return groups
+    return paths if paths or choice.urls else [model_path(None)]
 
 
-def settings_for(path: Path, work: Workload, *, gpu_layers: int | None, force: bool, **_: Any) -> "Settings":
-    """What the plan for this board chooses. Raises NoMemoryError, with the numbers, before anything is loaded."""
-    from dataclasses import fields
+def usual_records() -> Path:
+    """Where records go that nobody named a file for. Raises OutputError."""
+    from edge.config import cache_dir
+    from edge.errors import OutputError
 
-    from benchmarks.record import Settings
-    from benchmarks.runner import plan_of
-
-    plan = plan_of(path, work, gpu_layers, force=force)
-    for note in plan.notes:
-        click.echo(f"{path.name}, {work.name}: {note}", err=True)
-    return Settings(**{field.name: getattr(plan.settings, field.name) for field in fields(Settings)})
-
-
-def is_known_to_peer(work: Workload) -> bool:
-    return work.view == "kernel" and work.n_streams == 1 and work.n_tokens > 0 and not work.duration_s
-
-
-def workloads(**options: Any) -> list[Workload]:
-    """The workloads that the options ask for."""
-    threads = options["threads"] or (None,)
-    prompts, gens = options["prompt"] or (), options["gen"] or ()
-    found: list[Workload] = []
-    for n_threads in threads:
-        if options["preset_name"] or not (prompts or gens):
-            found += preset(options["preset_name"] or "quick", n_threads)
-            continue
-        base = Workload(n_threads=n_threads, view="end-to-end" if options["chat"] else "kernel")
-        if options["chat"]:  # a reply has both
-            found += [
-                replace(base, n_prompt_tokens=p, n_generated_tokens=n, n_streams=s)
-                for p in prompts or (16,) for n in gens or (128,) for s in options["streams"]
-            ]  # fmt: skip
-            continue
-        for depth in options["depth"]:
-            found += [replace(base, n_prompt_tokens=n, n_depth_tokens=depth) for n in prompts if n]
-            found += [
-                replace(base, n_generated_tokens=n, n_depth_tokens=depth, n_streams=s)
-                for n in gens if n for s in options["streams"]
-            ]  # fmt: skip
-    if options["repeat"]:
-        found = [replace(work, n_repetitions=options["repeat"]) for work in found]
-    if not found:
-        raise click.UsageError("nothing to measure; give -p or -n a number above 0")
-    return found
+    folder = cache_dir() / "bench"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = "set EDGE_CACHE to another folder, or give --out FILE"
+        raise OutputError(folder, f"cannot be made ({error.strerror})", remedy) from error
+    return folder / "records.jsonl"
 
 
 @bench.command()
@@ -210,9 +162,16 @@ def check(shape_name: str | None, type_name: str, **options: Any) -> None:
     from benchmarks.devices import DEVICES
     from benchmarks.shapes import SHAPES, known_shape, layout
 
+    claims = {"--claim": options["claim"], "--size": options["size_gb"], "--loss": options["loss_percent"]}
+    given = [name for name, value in claims.items() if value is not None]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} are different claims; judge them one by one")
     if options["device_name"] == "list":
         for device in DEVICES.values():
             click.echo(f"{device.name:<16} {device.peak_gb_per_s:6.1f} GB/s  {device.title} ({device.memory})")
+            if device.share:
+                low, high = device.share
+                click.echo(f"{'':<29} {low:.0%} to {high:.0%} of it reached: {device.evidence}")
     elif shape_name == "list":
         click.echo("\n".join(SHAPES))
     elif options["loss_percent"] is not None:
@@ -230,6 +189,8 @@ def judged_speed(made: "Layout", **options: Any) -> str:
     from benchmarks import roofline
     from benchmarks.devices import Device, known_device
 
+    if options["bandwidth"] is not None and options["device_name"] is not None:
+        raise click.UsageError("--bandwidth stands in place of a --device; give one of them")
     if options["bandwidth"] is not None:
         device = Device("given", "a device", options["bandwidth"], "as given")
     elif options["device_name"] is not None:
@@ -241,6 +202,8 @@ def judged_speed(made: "Layout", **options: Any) -> str:
             raise click.UsageError("--as prompt judges a --claim; give one")
         return "\n".join(roofline.limits(made, device, options["depth"]))
     if options["kind"] == "prompt":
+        if options["depth"]:
+            raise click.UsageError("--as prompt is judged from an empty cache; leave out --depth")
         return str(roofline.judge_prompt(made, device, options["claim"]))
     return str(roofline.judge_generation(made, device, options["claim"], options["depth"]))
 
