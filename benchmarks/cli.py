@@ -270,11 +270,25 @@ def compare(first: Path, second: Path, across: tuple[str, ...]) -> None:
     for name in across:
         if name not in FIELDS:
             raise click.UsageError(f"--across {name} is no field; choose of: {', '.join(FIELDS)}")
-    found = compare_records(record.read([first]), record.read([second]), across)
+    found = compare_records(timed_records(first), timed_records(second), across)
     if not found:
         raise record.RecordError(second, "has no workload of the other file", "measure the same workloads for both")
     for one in found:
         click.echo(str(one))
+
+
+def timed_records(path: Path) -> "list[Record]":
+    """The records of a file, each with samples. Raises RecordError."""
+    from benchmarks import record
+
+    found = record.read([path])
+    if not found:
+        raise record.RecordError(path, "holds no records", "measure first: edge bench --out FILE")
+    for made in found:
+        if not made.samples:
+            problem = f"holds a record of {made.workload.name} without samples"
+            raise record.RecordError(path, problem, "take its line out, and measure that again")
+    return found
 
 
 @bench.command("import")

@@ -133,6 +133,7 @@ def test_shapes_and_devices_are_listed() -> None:
             "leave out --depth",
         ),
         (("--url", "localhost"), 1, "no address of a server"),
+        (("--url", "http://127.0.0.1:abc/v1"), 1, "no address of a server"),
         (("report", "no.jsonl"), 1, "no.jsonl: cannot be read"),
         (("compare", "no.jsonl", "no.jsonl"), 1, "no.jsonl: cannot be read"),
         (("load", "no.gguf"), 1, "no.gguf: "),
@@ -142,6 +143,15 @@ def test_shapes_and_devices_are_listed() -> None:
 )
 def test_what_cannot_be_done_is_said_in_one_sentence(words: tuple[str, ...], code: int, said: str) -> None:
     assert said in refusal("bench", *words, code=code)
+
+
+@pytest.mark.parametrize("place", ["file", "file/in/it"])
+def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    done = edge("bench", "-n", "4", EDGE_CACHE=str(tmp_path / place))
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "cannot be made (Not a directory); set EDGE_CACHE to another folder, or give --out FILE" in done.stderr
 
 
 def test_load_gives_its_levels(demo_model: Path) -> None:

@@ -62,11 +62,16 @@ def test_a_stream_that_breaks_is_an_error(says: str, said: str) -> None:
         asyncio.run(reply_of(UrlEndpoint(url)))
 
 
-def test_an_address_where_nothing_answers_and_one_that_is_none() -> None:
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1", "http://a..b/v1"])
+def test_an_address_where_nothing_answers_is_said(url: str) -> None:
     with pytest.raises(EngineError, match="cannot be reached"):
-        asyncio.run(reply_of(UrlEndpoint("http://127.0.0.1:9/v1", "m")))
-    with pytest.raises(EngineError, match="no address of a server"):
-        UrlEndpoint("localhost:8080")
+        asyncio.run(reply_of(UrlEndpoint(url, "m")))
+
+
+@pytest.mark.parametrize("url", ["localhost:8080", "http://127.0.0.1:abc/v1", "http://h:99999/v1", "http://[::1/v1"])
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(EngineError, match="no address of a server; give one such as"):
+        UrlEndpoint(url)
 
 
 def test_texts_have_their_length_and_another_beginning_each() -> None:
