@@ -9,6 +9,7 @@ import click
 from benchmarks.options import PATH, numbers, pair, rates
 from benchmarks.workload import PRESETS
 from edge.board.options import FORCE, GPU_LAYERS, THREADS
+from edge.errors import EdgeError, OutputError
 
 if TYPE_CHECKING:
     from rich.status import Status
@@ -93,13 +94,18 @@ def run(models: tuple[Path, ...], as_json: bool, out: Path | None, **options: An
     records: list[Record] = []
 
     def keep(made: "Record") -> None:
+        records.append(made)  # first: who interrupts the writing is told of the file
         record.append(out, made)
-        records.append(made)
 
     with Console(stderr=True).status("") as status:
         groups = choice.jobs(files(models, choice, status))
         generates = any(job.path and job.workload.kind == "tg" for group in groups for job in group)
-        harness.run(groups, lambda text: report.show_step(status, text), keep, probe=generates)
+        try:
+            harness.run(groups, lambda text: report.show_step(status, text), keep, probe=generates)
+        except (EdgeError, KeyboardInterrupt):
+            if records:
+                click.echo(f"records so far: {out}", err=True)
+            raise
     if as_json:
         click.echo(json.dumps([json.loads(made.line()) for made in records], ensure_ascii=False, indent=1))
         return
@@ -128,7 +134,6 @@ def files(models: tuple[Path, ...], choice: "Choice", status: "Status") -> list[
 def usual_records() -> Path:
     """Where records go that nobody named a file for. Raises OutputError."""
     from edge.config import cache_dir
-    from edge.errors import OutputError
 
     folder = cache_dir() / "bench"
     try:
@@ -242,6 +247,13 @@ def report(files: tuple[Path, ...], title: str, out: Path | None, form: str) -> 
         return
     if out.suffix not in (*writers, ".png", ".svg"):
         raise click.UsageError(f"--out {out.name} has no known ending; use {', '.join((*writers, '.png', '.svg'))}")
+    if out.suffix in (".jsonl", ".sql"):
+        n_left = len(records) - len(exchange.llama_bench_rows(records))
+        what = "llama-bench knows one stream of the kernel view, and no loading"
+        if n_left == len(records):
+            raise record.RecordError(files[0], f"holds nothing for {out.suffix} ({what})", "write a .csv or .html")
+        if n_left:
+            click.echo(f"{n_left} of {len(records)} records left out: {what}", err=True)
     try:
         if out.suffix in writers:
             out.write_text(writers[out.suffix](), encoding="utf-8")
@@ -303,9 +315,10 @@ def import_(files: tuple[Path, ...], out: Path) -> None:
     """
     from benchmarks import exchange, record
 
-    for path in files:
-        for made in exchange.from_llama_bench(path):
-            record.append(out, made)
+    found = [made for path in files for made in exchange.from_llama_bench(path)]  # all or none
+    for made in found:
+        record.append(out, made)
+    click.echo(f"{len(found)} record(s): {out}", err=True)
 
 
 @bench.command()
@@ -344,14 +357,17 @@ def load(model: Path | None, url: str | None, as_json: bool, **options: Any) -> 
     mix = Mix(options["prompt"], options["gen"])
     endpoint = endpoint_for(model, url, mix, n_slots=max(clients, default=8), **options)
 
+    def step(text: str) -> None:
+        tables.show_step(status, text)
+
     async def measured() -> Any:
         await endpoint.start()
         try:
-            return await run_load(endpoint, mix, options["seconds"], clients, options["rates"] or ())
+            return await run_load(endpoint, mix, options["seconds"], clients, options["rates"] or (), step)
         finally:
             await endpoint.close()
 
-    with Console(stderr=True).status("load"):
+    with Console(stderr=True).status("load") as status:
         levels = asyncio.run(measured())
     if as_json:
         click.echo(json.dumps(to_json(levels), indent=1))

@@ -1,6 +1,10 @@
 """edge bench as a person uses it: real processes, records on disk, one sentence where something is wrong."""
 
 import json
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,8 @@ from edge.board.plan import Board
 from edge.board.topology import read_topology
 from edge.errors import NoMemoryError
 from edge.model.gguf import read_model_info
-from tests.test_cli import edge, refusal
+from tests.benchmarks.openai_server import Manners, openai_server
+from tests.test_cli import EDGE, edge, refusal
 
 SHAPE = ("--model", "qwen2.5-0.5b")
 
@@ -152,6 +157,32 @@ def test_a_cache_folder_that_cannot_be_made_is_named(tmp_path: Path, place: str)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "cannot be made (Not a directory); set EDGE_CACHE to another folder, or give --out FILE" in done.stderr
+
+
+def test_a_run_that_is_interrupted_says_where_its_records_are(demo_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "records.jsonl"
+    out.touch()
+    words = ["bench", str(demo_model), "-n", "4,512", "-r", "100", "--threads", "1", "--out", str(out)]
+    with subprocess.Popen([*EDGE, *words], stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+        until = time.monotonic() + 60
+        while not out.stat().st_size and time.monotonic() < until:
+            time.sleep(0.02)
+        os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to the children too
+        _, said = run.communicate(timeout=60)
+    assert run.returncode == 130, said
+    assert f"records so far: {out}" in said
+    assert "Traceback" not in said
+    assert [made.workload.name for made in records.read([out])] == ["tg4"]
+
+
+def test_a_workload_that_a_server_cannot_do_is_named(tmp_path: Path) -> None:
+    with openai_server(Manners()) as url:
+        done = edge(
+            "bench", "--url", url, "-n", "4", "-p", "8", "-d", "0,16", "-r", "1", "--out", tmp_path / "out.jsonl"
+        )
+    assert done.returncode == 0, done.stderr
+    assert "from an empty cache: pp8; pp8 @ d16; tg4 @ d16" in done.stderr
+    assert "chat tg4" in done.stdout
 
 
 def test_load_gives_its_levels(demo_model: Path) -> None:
