@@ -1,6 +1,6 @@
 """What a person chose to measure: options of `edge bench` in, workloads and jobs that take turns out.
 
-Refuses options that would do nothing beside the others. Knows no consoles, and measures nothing.
+Refuses options that would do nothing beside the others. Loads no model and measures nothing.
 """
 
 from collections.abc import Sequence

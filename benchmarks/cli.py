@@ -247,6 +247,8 @@ def report(files: tuple[Path, ...], title: str, out: Path | None, form: str) -> 
         return
     if out.suffix not in (*writers, ".png", ".svg"):
         raise click.UsageError(f"--out {out.name} has no known ending; use {', '.join((*writers, '.png', '.svg'))}")
+    if form != "markdown" and out.suffix != ".md":
+        raise click.UsageError(f"--as {form} is a form of .md; {out.suffix} has its own")
     if out.suffix in (".jsonl", ".sql"):
         n_left = len(records) - len(exchange.llama_bench_rows(records))
         what = "llama-bench knows one stream of the kernel view, and no loading"
@@ -276,31 +278,17 @@ def compare(first: Path, second: Path, across: tuple[str, ...]) -> None:
     edge bench compare q4_0.jsonl q4_k_m.jsonl --across model
     """
     from benchmarks import record
-    from benchmarks.compare import FIELDS
+    from benchmarks.compare import FIELDS, read_timed
     from benchmarks.compare import compare as compare_records
 
     for name in across:
         if name not in FIELDS:
             raise click.UsageError(f"--across {name} is no field; choose of: {', '.join(FIELDS)}")
-    found = compare_records(timed_records(first), timed_records(second), across)
+    found = compare_records(read_timed(first), read_timed(second), across)
     if not found:
         raise record.RecordError(second, "has no workload of the other file", "measure the same workloads for both")
     for one in found:
         click.echo(str(one))
-
-
-def timed_records(path: Path) -> "list[Record]":
-    """The records of a file, each with samples. Raises RecordError."""
-    from benchmarks import record
-
-    found = record.read([path])
-    if not found:
-        raise record.RecordError(path, "holds no records", "measure first: edge bench --out FILE")
-    for made in found:
-        if not made.samples:
-            problem = f"holds a record of {made.workload.name} without samples"
-            raise record.RecordError(path, problem, "take its line out, and measure that again")
-    return found
 
 
 @bench.command("import")
@@ -389,6 +377,8 @@ def endpoint_for(
         if model is not None:
             raise click.UsageError("give a MODEL or a --url, not both")
         return UrlEndpoint(url, options["served"], options["key"])
+    if options["served"]:
+        raise click.UsageError("--model is a server's model; give its --url, or a file without --model")
     if model is None:
         from edge.demo import demo_model
 

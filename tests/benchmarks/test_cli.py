@@ -24,6 +24,7 @@ from edge.board.topology import read_topology
 from edge.errors import NoMemoryError
 from edge.model.gguf import read_model_info
 from tests.benchmarks.openai_server import Manners, openai_server
+from tests.benchmarks.records import record
 from tests.test_cli import EDGE, edge, refusal
 
 SHAPE = ("--model", "qwen2.5-0.5b")
@@ -143,6 +144,7 @@ def test_shapes_and_devices_are_listed() -> None:
         (("compare", "no.jsonl", "no.jsonl"), 1, "no.jsonl: cannot be read"),
         (("load", "no.gguf"), 1, "no.gguf: "),
         (("--gpu-layers", "many"), 2, "'many' is neither auto, all nor a number of layers"),
+        (("load", "--model", "x.gguf"), 2, "give its --url, or a file without --model"),
         (("load", "x.gguf", "--url", "http://127.0.0.1:9/v1"), 2, "not both"),
     ],
 )
@@ -183,6 +185,13 @@ def test_a_workload_that_a_server_cannot_do_is_named(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "from an empty cache: pp8; pp8 @ d16; tg4 @ d16" in done.stderr
     assert "chat tg4" in done.stdout
+
+
+def test_a_form_of_markdown_is_not_passed_over_for_another_file(tmp_path: Path) -> None:
+    path = tmp_path / "records.jsonl"
+    records.append(path, record())
+    words = ("bench", "report", path, "--as", "sbc-reviews", "--out", tmp_path / "out.csv")
+    assert refusal(*words, code=2) == "--as sbc-reviews is a form of .md; .csv has its own"
 
 
 def test_load_gives_its_levels(demo_model: Path) -> None:
