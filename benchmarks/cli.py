@@ -6,15 +6,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from benchmarks.options import PATH, numbers, rates
-from benchmarks.workload import PRESETS, Workload, preset
+from benchmarks.options import PATH, numbers, pair, rates
+from benchmarks.workload import PRESETS
 from edge.board.options import FORCE, GPU_LAYERS, THREADS
+from edge.errors import EdgeError, OutputError
 
 if TYPE_CHECKING:
+    from rich.status import Status
+
+    from benchmarks.choice import Choice
     from benchmarks.endpoint import EngineEndpoint, UrlEndpoint
     from benchmarks.load import Mix
-    from benchmarks.record import Record, Settings
-    from benchmarks.runner import Job
+    from benchmarks.record import Record
     from benchmarks.shapes import Layout
 
 MEASURE = "run"  # the command that words which name no command belong to
@@ -47,6 +50,7 @@ def bench() -> None:
 @click.option("--preset", "preset_name", type=click.Choice(PRESETS), help="What to measure.  [quick]")
 @click.option("-p", "--prompt", type=numbers(0, 1 << 20), metavar="N,N…", help="Prompts of N tokens.")
 @click.option("-n", "--gen", type=numbers(0, 1 << 20), metavar="N,N…", help="Generations of N tokens.")
+@click.option("--pg", "both", multiple=True, type=pair(1, 1 << 20), metavar="P,N", help="P read, then N generated.")
 @click.option(
     "-d", "--depth", type=numbers(0, 1 << 20), default="0", metavar="N,N…", help="Tokens already in the cache."
 )
@@ -72,6 +76,7 @@ def run(models: tuple[Path, ...], as_json: bool, out: Path | None, **options: An
     edge bench model.gguf
     edge bench *.gguf --out results.jsonl
     edge bench model.gguf -p 512 -n 128 -d 0,1024 --threads 2,4
+    edge bench model.gguf --pg 512,128
     edge bench model.gguf --peer llama-bench
     edge bench model.gguf --gpu-layers 0             without the GPU
     """
@@ -80,22 +85,27 @@ def run(models: tuple[Path, ...], as_json: bool, out: Path | None, **options: An
     from rich.console import Console
 
     from benchmarks import harness, record, report
-    from edge.config import cache_dir
+    from benchmarks.choice import Choice
 
-    if out is None:
-        out = cache_dir() / "bench" / "records.jsonl"
-        out.parent.mkdir(parents=True, exist_ok=True)
+    choice = Choice(**options)
+    choice.check()
+    out = out or usual_records()
     record.check_writable(out)
     records: list[Record] = []
 
     def keep(made: "Record") -> None:
+        records.append(made)  # first: who interrupts the writing is told of the file
         record.append(out, made)
-        records.append(made)
 
     with Console(stderr=True).status("") as status:
-        groups = grouped(models, status, **options)
+        groups = choice.jobs(files(models, choice, status))
         generates = any(job.path and job.workload.kind == "tg" for group in groups for job in group)
-        harness.run(groups, lambda text: report.show_step(status, text), keep, probe=generates)
+        try:
+            harness.run(groups, lambda text: report.show_step(status, text), keep, probe=generates)
+        except (EdgeError, KeyboardInterrupt):
+            if records:
+                click.echo(f"records so far: {out}", err=True)
+            raise
     if as_json:
         click.echo(json.dumps([json.loads(made.line()) for made in records], ensure_ascii=False, indent=1))
         return
@@ -105,86 +115,33 @@ def run(models: tuple[Path, ...], as_json: bool, out: Path | None, **options: An
     click.echo(f"records: {out}", err=True)
 
 
-def grouped(models: tuple[Path, ...], status: Any, **options: Any) -> "list[list[Job]]":
-    """The jobs that the options ask for, in groups that take turns."""
+def files(models: tuple[Path, ...], choice: "Choice", status: "Status") -> list[Path]:
+    """The model files to measure, fetched or made where they are not there. Raises EdgeError."""
     from benchmarks import report
-    from benchmarks.runner import Job
     from edge.cli import model_path
 
     paths = [model_path(str(model)) for model in models]
-    if options["shapes"]:
+    if choice.shapes:
         from benchmarks.shapes import model_file
 
-        for name in options["shapes"]:
-            for kind in options["types"] or ("Q4_0",):
+        for name in choice.shapes:
+            for kind in choice.types or ("Q4_0",):
                 report.show_step(status, f"{name} {kind}: random blocks")
                 paths.append(model_file(name, kind))
-    elif options["types"]:
-        raise click.UsageError("-t is the type of a --shape; a file has its own")
-    if not paths and not options["urls"]:
-        from edge.demo import demo_model
-
-        paths = [demo_model()]
-    groups = []
-    for work in workloads(**options):
-        jobs = [Job(work, path, settings=settings_for(path, work, **options)) for path in paths]
-        if options["peer"] and is_known_to_peer(work):
-            jobs += [replace(job, peer=options["peer"]) for job in jobs]
-        view = replace(work, view="end-to-end")
-        if options["urls"] and work.n_generated_tokens and not work.n_depth_tokens:
-            jobs = [replace(job, workload=view) for job in jobs if not job.peer]
-            jobs += [Job(view, url=url, model=options["served"], key=options["key"]) for url in options["urls"]]
-        elif not paths:
-            continue
-        takes_turns = options["interleave"] or options["peer"] or options["urls"]
-        groups += [jobs] if takes_turns else [[job] for job in jobs]
-    return groups
+    return paths if paths or choice.urls else [model_path(None)]
 
 
-def settings_for(path: Path, work: Workload, *, gpu_layers: int | None, force: bool, **_: Any) -> "Settings":
-    """What the plan for this board chooses. Raises NoMemoryError, with the numbers, before anything is loaded."""
-    from dataclasses import fields
+def usual_records() -> Path:
+    """Where records go that nobody named a file for. Raises OutputError."""
+    from edge.config import cache_dir
 
-    from benchmarks.record import Settings
-    from benchmarks.runner import plan_of
-
-    plan = plan_of(path, work, gpu_layers, force=force)
-    for note in plan.notes:
-        click.echo(f"{path.name}, {work.name}: {note}", err=True)
-    return Settings(**{field.name: getattr(plan.settings, field.name) for field in fields(Settings)})
-
-
-def is_known_to_peer(work: Workload) -> bool:
-    return work.view == "kernel" and work.n_streams == 1 and work.n_tokens > 0 and not work.duration_s
-
-
-def workloads(**options: Any) -> list[Workload]:
-    """The workloads that the options ask for."""
-    threads = options["threads"] or (None,)
-    prompts, gens = options["prompt"] or (), options["gen"] or ()
-    found: list[Workload] = []
-    for n_threads in threads:
-        if options["preset_name"] or not (prompts or gens):
-            found += preset(options["preset_name"] or "quick", n_threads)
-            continue
-        base = Workload(n_threads=n_threads, view="end-to-end" if options["chat"] else "kernel")
-        if options["chat"]:  # a reply has both
-            found += [
-                replace(base, n_prompt_tokens=p, n_generated_tokens=n, n_streams=s)
-                for p in prompts or (16,) for n in gens or (128,) for s in options["streams"]
-            ]  # fmt: skip
-            continue
-        for depth in options["depth"]:
-            found += [replace(base, n_prompt_tokens=n, n_depth_tokens=depth) for n in prompts if n]
-            found += [
-                replace(base, n_generated_tokens=n, n_depth_tokens=depth, n_streams=s)
-                for n in gens if n for s in options["streams"]
-            ]  # fmt: skip
-    if options["repeat"]:
-        found = [replace(work, n_repetitions=options["repeat"]) for work in found]
-    if not found:
-        raise click.UsageError("nothing to measure; give -p or -n a number above 0")
-    return found
+    folder = cache_dir() / "bench"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = "set EDGE_CACHE to another folder, or give --out FILE"
+        raise OutputError(folder, f"cannot be made ({error.strerror})", remedy) from error
+    return folder / "records.jsonl"
 
 
 @bench.command()
@@ -210,9 +167,16 @@ def check(shape_name: str | None, type_name: str, **options: Any) -> None:
     from benchmarks.devices import DEVICES
     from benchmarks.shapes import SHAPES, known_shape, layout
 
+    claims = {"--claim": options["claim"], "--size": options["size_gb"], "--loss": options["loss_percent"]}
+    given = [name for name, value in claims.items() if value is not None]
+    if len(given) > 1:
+        raise click.UsageError(f"{' and '.join(given)} are different claims; judge them one by one")
     if options["device_name"] == "list":
         for device in DEVICES.values():
             click.echo(f"{device.name:<16} {device.peak_gb_per_s:6.1f} GB/s  {device.title} ({device.memory})")
+            if device.share:
+                low, high = device.share
+                click.echo(f"{'':<29} {low:.0%} to {high:.0%} of it reached: {device.evidence}")
     elif shape_name == "list":
         click.echo("\n".join(SHAPES))
     elif options["loss_percent"] is not None:
@@ -230,6 +194,8 @@ def judged_speed(made: "Layout", **options: Any) -> str:
     from benchmarks import roofline
     from benchmarks.devices import Device, known_device
 
+    if options["bandwidth"] is not None and options["device_name"] is not None:
+        raise click.UsageError("--bandwidth stands in place of a --device; give one of them")
     if options["bandwidth"] is not None:
         device = Device("given", "a device", options["bandwidth"], "as given")
     elif options["device_name"] is not None:
@@ -241,6 +207,8 @@ def judged_speed(made: "Layout", **options: Any) -> str:
             raise click.UsageError("--as prompt judges a --claim; give one")
         return "\n".join(roofline.limits(made, device, options["depth"]))
     if options["kind"] == "prompt":
+        if options["depth"]:
+            raise click.UsageError("--as prompt is judged from an empty cache; leave out --depth")
         return str(roofline.judge_prompt(made, device, options["claim"]))
     return str(roofline.judge_generation(made, device, options["claim"], options["depth"]))
 
@@ -279,6 +247,15 @@ def report(files: tuple[Path, ...], title: str, out: Path | None, form: str) -> 
         return
     if out.suffix not in (*writers, ".png", ".svg"):
         raise click.UsageError(f"--out {out.name} has no known ending; use {', '.join((*writers, '.png', '.svg'))}")
+    if form != "markdown" and out.suffix != ".md":
+        raise click.UsageError(f"--as {form} is a form of .md; {out.suffix} has its own")
+    if out.suffix in (".jsonl", ".sql"):
+        n_left = len(records) - len(exchange.llama_bench_rows(records))
+        what = "llama-bench knows one stream of the kernel view, and no loading"
+        if n_left == len(records):
+            raise record.RecordError(files[0], f"holds nothing for {out.suffix} ({what})", "write a .csv or .html")
+        if n_left:
+            click.echo(f"{n_left} of {len(records)} records left out: {what}", err=True)
     try:
         if out.suffix in writers:
             out.write_text(writers[out.suffix](), encoding="utf-8")
@@ -301,13 +278,13 @@ def compare(first: Path, second: Path, across: tuple[str, ...]) -> None:
     edge bench compare q4_0.jsonl q4_k_m.jsonl --across model
     """
     from benchmarks import record
-    from benchmarks.compare import FIELDS
+    from benchmarks.compare import FIELDS, read_timed
     from benchmarks.compare import compare as compare_records
 
     for name in across:
         if name not in FIELDS:
             raise click.UsageError(f"--across {name} is no field; choose of: {', '.join(FIELDS)}")
-    found = compare_records(record.read([first]), record.read([second]), across)
+    found = compare_records(read_timed(first), read_timed(second), across)
     if not found:
         raise record.RecordError(second, "has no workload of the other file", "measure the same workloads for both")
     for one in found:
@@ -326,9 +303,10 @@ def import_(files: tuple[Path, ...], out: Path) -> None:
     """
     from benchmarks import exchange, record
 
-    for path in files:
-        for made in exchange.from_llama_bench(path):
-            record.append(out, made)
+    found = [made for path in files for made in exchange.from_llama_bench(path)]  # all or none
+    for made in found:
+        record.append(out, made)
+    click.echo(f"{len(found)} record(s): {out}", err=True)
 
 
 @bench.command()
@@ -367,14 +345,17 @@ def load(model: Path | None, url: str | None, as_json: bool, **options: Any) -> 
     mix = Mix(options["prompt"], options["gen"])
     endpoint = endpoint_for(model, url, mix, n_slots=max(clients, default=8), **options)
 
+    def step(text: str) -> None:
+        tables.show_step(status, text)
+
     async def measured() -> Any:
         await endpoint.start()
         try:
-            return await run_load(endpoint, mix, options["seconds"], clients, options["rates"] or ())
+            return await run_load(endpoint, mix, options["seconds"], clients, options["rates"] or (), step)
         finally:
             await endpoint.close()
 
-    with Console(stderr=True).status("load"):
+    with Console(stderr=True).status("load") as status:
         levels = asyncio.run(measured())
     if as_json:
         click.echo(json.dumps(to_json(levels), indent=1))
@@ -396,6 +377,8 @@ def endpoint_for(
         if model is not None:
             raise click.UsageError("give a MODEL or a --url, not both")
         return UrlEndpoint(url, options["served"], options["key"])
+    if options["served"]:
+        raise click.UsageError("--model is a server's model; give its --url, or a file without --model")
     if model is None:
         from edge.demo import demo_model
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.record import USUAL, Record
+from benchmarks.record import USUAL, Record, RecordError, read
 from benchmarks.stats import Ratio, ratio
 
 FIELDS: dict[str, Callable[[Record], object]] = {
@@ -52,6 +52,18 @@ class Comparison:
             return f"{name}: no difference shown, {span}{few}{doubt}"
         faster = "faster" if self.ratio.value > 1 else "slower"
         return f"{name}: B is {abs(self.ratio.value - 1):.1%} {faster}, {span}{doubt}"
+
+
+def read_timed(path: Path) -> list[Record]:
+    """The records of a file, at least one, each with samples. Raises RecordError."""
+    found = read([path])
+    if not found:
+        raise RecordError(path, "holds no records", "measure first: edge bench --out FILE")
+    for made in found:
+        if not made.samples:
+            problem = f"holds a record of {made.workload.name} without samples"
+            raise RecordError(path, problem, "take its line out, and measure that again")
+    return found
 
 
 def compare(a: Sequence[Record], b: Sequence[Record], across: Sequence[str] = ()) -> list[Comparison]:

@@ -121,8 +121,12 @@ class UrlEndpoint:
 
     def __init__(self, url: str, model: str | None = None, key: str | None = None) -> None:
         """url: up to and including /v1. Raises EngineError if it is none."""
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # a port that is no number, half an IPv6 address
+            is_address = False
+        if not is_address:
             raise EngineError(f"{url} is no address of a server", "give one such as http://127.0.0.1:8080/v1")
         self._parts, self._path = parts, parts.path.rstrip("/")
         self._is_chat = False
@@ -210,7 +214,7 @@ class UrlEndpoint:
             data = None if body is None else json.dumps(body).encode()
             connection.request(method, self._path + path, data, self._headers)
             yield connection.getresponse()
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, http.client.HTTPException, UnicodeError) as error:  # Unicode: no host has such a name
             problem = f"{self._parts.netloc} cannot be reached ({error or type(error).__name__})"
             raise EngineError(problem, "start the server, or check the address") from error
         finally:

@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any
 
-from benchmarks.record import USUAL, Board, Model, Program, Reason, Record, RecordError, Sample
+from benchmarks.record import USUAL, Board, Model, Program, Reason, Record, RecordError, Sample, parse
+from benchmarks.schema import ShapeError
 from benchmarks.workload import Workload
 from edge.config import LoadMode
 
@@ -92,13 +93,18 @@ def from_llama_bench(path: Path) -> list[Record]:
         text = path.read_text(encoding="utf-8")
         whole = text.lstrip().startswith("[")
         rows = json.loads(text) if whole else [json.loads(line) for line in text.splitlines() if line.strip()]
-        return [_imported(row) for row in rows]
+        found = [_imported(row) for row in rows]
     except (OSError, UnicodeDecodeError) as error:
         raise RecordError(path, f"cannot be read ({error})", remedy) from error
+    except ShapeError as error:
+        raise RecordError(path, f"is no output of llama-bench ({error})", remedy) from error
     except (ValueError, RecursionError) as error:
         raise RecordError(path, "is not JSON", remedy) from error
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise RecordError(path, f"is no output of llama-bench ({error} is missing or wrong)", remedy) from error
+    if not found:
+        raise RecordError(path, "holds no results", remedy)
+    return found
 
 
 def _imported(row: dict[str, Any]) -> Record:
@@ -115,7 +121,7 @@ def _imported(row: dict[str, Any]) -> Record:
     )
     kind = str(row.get("model_type", ""))
     architecture, _, rest = kind.partition(" ")
-    return Record(
+    made = Record(
         workload=work,
         model=Model(
             Path(str(row["model_filename"])).name,
@@ -133,13 +139,16 @@ def _imported(row: dict[str, Any]) -> Record:
         samples=tuple(Sample(ns) for ns in times),
         reasons=(Reason("conditions unknown", "llama-bench keeps no conditions"),),
     )
+    parse(json.loads(made.line()))  # what could not be read again is not taken in
+    return made
 
 
 _CSV = (
     "board", "model", "type", "weights", "program", "library", "view", "workload", "threads", "tokens_per_s",
     "mad_tokens_per_s", "spread", "first_token_s", "token_p50_ms", "token_p99_ms", "load_cold_s", "load_warm_s",
-    "peak_rss_bytes", "anon_bytes", "file_bytes", "kv_bytes", "bytes_per_s", "energy_per_token_j",
-    "temperature_max_c", "verdict", "reasons", "started_at",
+    "peak_rss_bytes", "anon_bytes", "file_bytes", "kv_bytes", "bytes_per_s", "share_of_limit", "energy_per_token_j",
+    "net_energy_per_token_j", "temperature_max_c", "verdict", "reasons", "started_at", "model_sha256", "ram_bytes",
+    "read_bytes_per_s", "governor", "kernel",
 )  # fmt: skip
 
 
@@ -155,7 +164,8 @@ def to_csv(records: Sequence[Record]) -> str:
 
 def _flat(r: Record) -> dict[str, Any]:
     rate, memory, loads = r.tokens_per_s, r.memory, r.loads
-    energy = r.energy_per_token_j
+    gross_j, net_j = r.energy_per_token_j or (None, None)
+    limit = r.board.read_bytes_per_s
     heat = [m.temperature_c for m in r.conditions.moments if m.temperature_c is not None]
     return {
         "board": r.board.name, "model": r.model.name, "type": r.model.file_type, "weights": r.model.weights,
@@ -166,7 +176,10 @@ def _flat(r: Record) -> dict[str, Any]:
         "load_cold_s": loads and loads.cold_s, "load_warm_s": loads and loads.warm_s and sorted(loads.warm_s)[0],
         "peak_rss_bytes": memory and memory.peak_rss_bytes, "anon_bytes": memory and memory.anon_bytes,
         "file_bytes": memory and memory.file_bytes, "kv_bytes": memory and memory.kv_bytes,
-        "bytes_per_s": r.bytes_per_s, "energy_per_token_j": energy and energy[0],
+        "bytes_per_s": r.bytes_per_s, "share_of_limit": r.bytes_per_s / limit if r.bytes_per_s and limit else None,
+        "energy_per_token_j": gross_j, "net_energy_per_token_j": net_j,
         "temperature_max_c": max(heat, default=None), "verdict": "valid" if r.is_valid else "suspect",
         "reasons": "; ".join(f"{reason.kind}: {reason.text}" for reason in r.reasons), "started_at": r.started_at,
+        "model_sha256": r.model.sha256, "ram_bytes": r.board.ram_bytes or None, "read_bytes_per_s": limit,
+        "governor": r.board.governor, "kernel": r.board.kernel,
     }  # fmt: skip

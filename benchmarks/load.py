@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from benchmarks.endpoint import Endpoint, Reply, words, words_per_token
@@ -50,15 +50,26 @@ class Level:
 
 
 async def run(
-    endpoint: Endpoint, mix: Mix, duration_s: float, clients: Sequence[int] = (), rates: Sequence[float] = ()
+    endpoint: Endpoint,
+    mix: Mix,
+    duration_s: float,
+    clients: Sequence[int] = (),
+    rates: Sequence[float] = (),
+    report: Callable[[str], None] = lambda _: None,
 ) -> list[Level]:
-    """Each level in turn; requests that are not answered when its time is over are waited for, and not counted."""
+    """Each level in turn; requests that are not answered when its time is over are waited for, and not counted.
+
+    report: gets a line before each level.
+    """
+    n_levels = len(clients) + len(rates)
     share = await words_per_token(endpoint)
     requests = _requests(mix, share)
-    levels = []
+    levels: list[Level] = []
     for n in clients:
+        report(f"{n} client(s) for {duration_s:g} s, level {len(levels) + 1} of {n_levels}")
         levels.append(await _closed(endpoint, mix, requests, n, duration_s))
     for rate in rates:
+        report(f"{rate:g} requests/s for {duration_s:g} s, level {len(levels) + 1} of {n_levels}")
         levels.append(await _open(endpoint, mix, requests, rate, duration_s))
     return levels
 
@@ -74,11 +85,13 @@ def saturation(levels: Sequence[Level]) -> str:
         parts.append(
             f"full with {full.n_clients} client(s)" if full else f"not full with {closed[-1].n_clients} clients"
         )
-    if opened:
-        kept = [level.rate_per_s for level in opened if level.keeps_up and level.rate_per_s is not None]
-        lost = [level.rate_per_s for level in opened if not level.keeps_up and level.rate_per_s is not None]
-        parts += [f"keeps up with {max(kept):g} requests/s"] if kept else []
-        parts += [f"falls behind at {min(lost):g} requests/s"] if lost else []
+    asked = [level for level in opened if level.n_asked]
+    kept = [level.rate_per_s for level in asked if level.keeps_up and level.rate_per_s is not None]
+    lost = [level.rate_per_s for level in asked if not level.keeps_up and level.rate_per_s is not None]
+    idle = [f"{level.rate_per_s:g}" for level in opened if not level.n_asked]
+    parts += [f"keeps up with {max(kept):g} requests/s"] if kept else []
+    parts += [f"falls behind at {min(lost):g} requests/s"] if lost else []
+    parts += [f"nothing arrived at {', '.join(idle)} requests/s: give more --seconds"] if idle else []
     return ", ".join(parts)
 
 

@@ -4,12 +4,14 @@ Records come from other people's machines: what is not exactly the described for
 Unknown fields are passed over, so that a newer record of the same version can be read.
 """
 
+import math
 import types
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+N_INT_BITS = 64
 _SCALARS: dict[type, tuple[str, tuple[type, ...]]] = {
     bool: ("boolean", (bool,)),
     int: ("integer", (int,)),
@@ -65,7 +67,13 @@ def _parse(kind: Any, value: Any, place: str) -> Any:
     name, accepted = _SCALARS[kind]
     if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
         raise _wrong(place, value, name)
-    return float(str(value)) if kind is float else value
+    if kind is float:
+        value = float(str(value))  # str: an integer too large for a float is infinite, not an error
+        if not math.isfinite(value):
+            raise _wrong(place, value, "a finite number")
+    if kind is int and value.bit_length() >= N_INT_BITS:
+        raise _wrong(place, value, f"an integer of {N_INT_BITS} bits")
+    return value
 
 
 def _parse_object(kind: Any, value: Any, place: str) -> Any:

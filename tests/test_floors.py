@@ -43,6 +43,7 @@ FLOORS = {
     "benchmarks/markdown.py": 6,
     "benchmarks/runner.py": 6,
     "benchmarks/shapes.py": 6,
+    "benchmarks/choice.py": 7,
     "benchmarks/harness.py": 7,
     "benchmarks/overhead.py": 7,
     "benchmarks/page.py": 7,

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from benchmarks import record as records
 from benchmarks.cli import bench
 from benchmarks.compare import Comparison, compare
+from benchmarks.record import RecordError
 from tests.benchmarks.records import GENERATION, MODEL, PROMPT, record
 
 TIMES = (10.0, 10.1, 9.9, 10.05, 9.95)
@@ -96,3 +97,15 @@ def test_the_command_tells_fields_apart(tmp_path: Path) -> None:
     assert "differ in threads" in say(bench, ["compare", str(a), str(b)]).output
     assert "no difference shown" in say(bench, ["compare", str(a), str(b), "--across", "threads"]).output
     assert "is no field; choose of: view" in say(bench, ["compare", str(a), str(b), "--across", "colour"]).output
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize(("line", "said"), [("", "holds no records"), (record(samples=()).line(), "without samples")])
+def test_a_file_with_nothing_to_compare_is_named(tmp_path: Path, is_first: bool, line: str, said: str) -> None:
+    good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
+    records.append(good, record())
+    bad.write_text(line)
+    files = (bad, good) if is_first else (good, bad)
+    with pytest.raises(RecordError, match=said) as caught:
+        CliRunner().invoke(bench, ["compare", *map(str, files)], catch_exceptions=False)
+    assert caught.value.path == bad

@@ -62,11 +62,16 @@ def test_a_stream_that_breaks_is_an_error(says: str, said: str) -> None:
         asyncio.run(reply_of(UrlEndpoint(url)))
 
 
-def test_an_address_where_nothing_answers_and_one_that_is_none() -> None:
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/v1", "http://a..b/v1"])
+def test_an_address_where_nothing_answers_is_said(url: str) -> None:
     with pytest.raises(EngineError, match="cannot be reached"):
-        asyncio.run(reply_of(UrlEndpoint("http://127.0.0.1:9/v1", "m")))
-    with pytest.raises(EngineError, match="no address of a server"):
-        UrlEndpoint("localhost:8080")
+        asyncio.run(reply_of(UrlEndpoint(url, "m")))
+
+
+@pytest.mark.parametrize("url", ["localhost:8080", "http://127.0.0.1:abc/v1", "http://h:99999/v1", "http://[::1/v1"])
+def test_what_is_no_address_is_refused(url: str) -> None:
+    with pytest.raises(EngineError, match="no address of a server; give one such as"):
+        UrlEndpoint(url)
 
 
 def test_texts_have_their_length_and_another_beginning_each() -> None:
@@ -88,15 +93,20 @@ def test_a_server_and_the_engine_take_turns_in_one_run(demo_model: Path) -> None
 
 
 def test_closed_and_open_load_count_what_was_asked_and_answered(demo_model: Path) -> None:
+    steps: list[str] = []
+
     async def levels() -> list[Level]:
         endpoint = EngineEndpoint(EngineSettings(str(demo_model), n_slots=4, n_threads=1))
         await endpoint.start()
         assert await words_per_token(endpoint) > 0
-        found = await load.run(endpoint, Mix((8, 32), 8), 0.5, clients=(1, 3), rates=(20,))
+        found = await load.run(endpoint, Mix((8, 32), 8), 0.5, clients=(1, 3), rates=(20,), report=steps.append)
         await endpoint.close()
         return found
 
     one, three, opened = asyncio.run(levels())
+    assert [step.partition(" for 0.5 s, ")[::2] for step in steps] == [
+        ("1 client(s)", "level 1 of 3"), ("3 client(s)", "level 2 of 3"), ("20 requests/s", "level 3 of 3")
+    ]  # fmt: skip
     for level in (one, three, opened):
         assert level.n_asked >= level.n_answered > 0
         assert level.n_failed == 0
@@ -119,3 +129,10 @@ def test_saturation_is_where_more_brings_nothing() -> None:
     assert load.saturation(grows[:2]) == "not full with 2 clients"
     opened = [level(rate_per_s=1), level(rate_per_s=2, n_answered=4)]
     assert load.saturation(opened) == "keeps up with 1 requests/s, falls behind at 2 requests/s"
+
+
+def test_a_rate_at_which_nothing_arrived_is_not_judged() -> None:
+    none = level(n_asked=0, n_answered=0, rate_per_s=0.01)
+    assert load.saturation([none]) == "nothing arrived at 0.01 requests/s: give more --seconds"
+    both = load.saturation([none, level(rate_per_s=2)])
+    assert both == "keeps up with 2 requests/s, nothing arrived at 0.01 requests/s: give more --seconds"

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from benchmarks import exchange
 from benchmarks import record as records
 from benchmarks.cli import bench
-from benchmarks.record import RecordError
+from benchmarks.record import Conditions, RecordError
 from tests.benchmarks.records import GENERATION, MODEL, PROMPT, record
 
 # one line as `llama-bench -p 16 -r 2 -o jsonl` printed it
@@ -64,16 +64,32 @@ def test_csv_has_a_row_for_each_record() -> None:
     assert [row["workload"] for row in rows] == ["pp500", "tg100", "tg100 x4"]
     assert float(rows[1]["tokens_per_s"]) == 10
     assert rows[0]["verdict"] == "valid"
-    assert rows[0]["energy_per_token_j"] == ""
+    assert rows[0]["energy_per_token_j"] == rows[0]["net_energy_per_token_j"] == rows[0]["share_of_limit"] == ""
 
 
-@pytest.mark.parametrize("text", ["", "[", "{}", "[]x", '[{"n_prompt": 1}]', "7", '{"samples_ns": [0], "n_prompt": 1}'])
+def test_csv_tells_the_machine_the_file_and_what_they_drew() -> None:
+    made = record(conditions=Conditions(busy_s=50.0, energy_j=300.0, idle_power_w=2.0))
+    (row,) = csv.DictReader(io.StringIO(exchange.to_csv([made])))
+    assert (float(row["energy_per_token_j"]), float(row["net_energy_per_token_j"])) == (300 / 500, 200 / 500)
+    assert float(row["share_of_limit"]) == pytest.approx(10 * (900 + 50 * 32) / 12e9)
+    assert (row["ram_bytes"], row["read_bytes_per_s"]) == (str(8 << 30), "12000000000.0")
+    assert (row["governor"], row["kernel"], row["model_sha256"]) == ("ondemand", "Linux 6.12", "ab" * 32)
+
+
+BAD = {
+    "samples": THEIRS.replace("1825759", "Infinity"),
+    "prompt": THEIRS.replace('"n_prompt": 16', '"n_prompt": -16'),
+    "backends": THEIRS.replace('"CPU"', "7"),
+}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "[", "{}", "[]x", '[{"n_prompt": 1}]', "7", '{"samples_ns": [0], "n_prompt": 1}', *BAD.values()],
+)
 def test_what_is_no_output_of_llama_bench_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "file.json"
     path.write_text(text)
-    if not text:
-        assert exchange.from_llama_bench(path) == []
-        return
     with pytest.raises(RecordError, match="llama-bench -o json"):
         exchange.from_llama_bench(path)
 
@@ -84,3 +100,28 @@ def test_import_adds_records_that_report_reads(tmp_path: Path) -> None:
     assert CliRunner().invoke(bench, ["import", str(theirs), "--out", str(out)]).exit_code == 0
     assert len(records.read([out])) == 1
     assert "| pp16 |" in CliRunner().invoke(bench, ["report", str(out)]).output
+
+
+def test_import_takes_all_files_or_none(tmp_path: Path) -> None:
+    theirs, empty, out = tmp_path / "theirs.jsonl", tmp_path / "empty.jsonl", tmp_path / "records.jsonl"
+    theirs.write_text(THEIRS + "\n")
+    empty.write_text("")
+    with pytest.raises(RecordError, match="holds no results") as caught:
+        CliRunner().invoke(bench, ["import", str(theirs), str(empty), "--out", str(out)], catch_exceptions=False)
+    assert caught.value.path == empty
+    assert not out.exists()
+    done = CliRunner().invoke(bench, ["import", str(theirs), str(theirs), "--out", str(out)])
+    assert f"2 record(s): {out}" in done.output
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".sql"])
+def test_what_llama_bench_has_no_row_for_is_not_left_out_in_silence(tmp_path: Path, ending: str) -> None:
+    path, out = tmp_path / "records.jsonl", tmp_path / f"out{ending}"
+    words = ["report", str(path), "--out", str(out)]
+    records.append(path, OURS[2])
+    with pytest.raises(RecordError, match="write a"):
+        CliRunner().invoke(bench, words, catch_exceptions=False)
+    assert not out.exists()
+    records.append(path, OURS[0])
+    assert "1 of 2 records left out" in CliRunner().invoke(bench, words).output
+    assert out.stat().st_size

@@ -112,6 +112,10 @@ def changed(path: str, value: Any) -> str:
         (changed("workload.n_streams", 0), "out of range"),
         (changed("workload.view", "guess"), "record.workload.view is 'guess', not one of: kernel, end-to-end"),
         (changed("samples", {}), "record.samples is {}, not a list"),
+        (changed("board.read_bytes_per_s", float("nan")), "record.board.read_bytes_per_s is nan, not a finite number"),
+        (changed("conditions.energy_j", float("-inf")), "record.conditions.energy_j is -inf, not a finite number"),
+        (changed("conditions.busy_s", 10**400), "record.conditions.busy_s is inf, not a finite number"),
+        (changed("workload.n_prompt_tokens", 10**400), "not an integer of 64 bits"),
     ],
 )
 def test_a_line_that_is_no_record_is_refused_by_name_of_file_line_and_field(
