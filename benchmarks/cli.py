@@ -1,5 +1,6 @@
 """`edge bench`: options in, tables, records and reports out."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +13,6 @@ from edge.board.options import FORCE, GPU_LAYERS, THREADS
 from edge.errors import EdgeError, OutputError
 
 if TYPE_CHECKING:
-    from rich.status import Status
-
     from benchmarks.choice import Choice
     from benchmarks.endpoint import EngineEndpoint, UrlEndpoint
     from benchmarks.load import Mix
@@ -97,11 +96,11 @@ def run(models: tuple[Path, ...], as_json: bool, out: Path | None, **options: An
         records.append(made)  # first: who interrupts the writing is told of the file
         record.append(out, made)
 
-    with Console(stderr=True).status("") as status:
-        groups = choice.jobs(files(models, choice, status))
+    with report.Steps() as steps:
+        groups = choice.jobs(files(models, choice, steps.show))
         generates = any(job.path and job.workload.kind == "tg" for group in groups for job in group)
         try:
-            harness.run(groups, lambda text: report.show_step(status, text), keep, probe=generates)
+            harness.run(groups, steps.show, keep, probe=generates)
         except (EdgeError, KeyboardInterrupt):
             if records:
                 click.echo(f"records so far: {out}", err=True)
@@ -115,9 +114,8 @@ def run(models: tuple[Path, ...], as_json: bool, out: Path | None, **options: An
     click.echo(f"records: {out}", err=True)
 
 
-def files(models: tuple[Path, ...], choice: "Choice", status: "Status") -> list[Path]:
+def files(models: tuple[Path, ...], choice: "Choice", step: Callable[[str], None]) -> list[Path]:
     """The model files to measure, fetched or made where they are not there. Raises EdgeError."""
-    from benchmarks import report
     from edge.cli import model_path
 
     paths = [model_path(str(model)) for model in models]
@@ -126,7 +124,7 @@ def files(models: tuple[Path, ...], choice: "Choice", status: "Status") -> list[
 
         for name in choice.shapes:
             for kind in choice.types or ("Q4_0",):
-                report.show_step(status, f"{name} {kind}: random blocks")
+                step(f"{name} {kind}: random blocks")
                 paths.append(model_file(name, kind))
     return paths if paths or choice.urls else [model_path(None)]
 
@@ -345,18 +343,15 @@ def load(model: Path | None, url: str | None, as_json: bool, **options: Any) -> 
     mix = Mix(options["prompt"], options["gen"])
     endpoint = endpoint_for(model, url, mix, n_slots=max(clients, default=8), **options)
 
-    def step(text: str) -> None:
-        tables.show_step(status, text)
-
-    async def measured() -> Any:
+    async def measured(step: Callable[[str], None]) -> Any:
         await endpoint.start()
         try:
             return await run_load(endpoint, mix, options["seconds"], clients, options["rates"] or (), step)
         finally:
             await endpoint.close()
 
-    with Console(stderr=True).status("load") as status:
-        levels = asyncio.run(measured())
+    with tables.Steps() as steps:
+        levels = asyncio.run(measured(steps.show))
     if as_json:
         click.echo(json.dumps(to_json(levels), indent=1))
         return

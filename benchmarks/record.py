@@ -7,6 +7,7 @@ in one record and knew no conditions; it is still read, as two suspect records.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -319,6 +320,7 @@ def _parse_first(body: dict[str, Any]) -> list[Record]:
     """A record of version 1, as two."""
     try:
         ran, saw = body["workload"], body["samples"]
+        load_s = float(saw["load_time_s"])
         model = Model(
             Path(str(ran["model"])).name,
             n_bytes=int(body["file_bytes"]),
@@ -334,13 +336,15 @@ def _parse_first(body: dict[str, Any]) -> list[Record]:
             str(body["started_at"]),
             (),
             memory=Memory(int(saw["peak_rss_bytes"]), int(saw["rss_anon_bytes"]), int(saw["rss_file_bytes"])),
-            loads=Loads(None, (float(saw["load_time_s"]),)),
+            loads=Loads(None, (load_s,)),
             reasons=(Reason("conditions unknown", "this version of the record kept no conditions"),),
         )
         parts = [
             (replace(common.workload, n_prompt_tokens=int(ran["n_prompt_tokens"])), saw["prompt_ns"]),
             (replace(common.workload, n_generated_tokens=int(ran["n_generated_tokens"])), saw["generation_ns"]),
         ]
+        if not all(0 < ns < 1 << 62 for _, times in parts for ns in times) or not 0 < load_s < math.inf:
+            raise ShapeError("record of version 1: times must be above 0")
         return [
             replace(
                 common,
@@ -349,7 +353,7 @@ def _parse_first(body: dict[str, Any]) -> list[Record]:
             )
             for workload, times in parts
         ]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ShapeError(f"record of version 1 lacks {error}") from error
 
 

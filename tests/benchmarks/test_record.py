@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import record as records
 from benchmarks.record import Conditions, Moment, Reason, RecordError, Sample
+from benchmarks.schema import ShapeError
 from benchmarks.workload import STREAMS, Workload, preset
 from tests.benchmarks.records import GENERATION, PROMPT, record
 
@@ -81,6 +82,16 @@ def test_records_of_the_first_version_are_still_read() -> None:
     assert generation.tokens_per_s.median == 32
     assert prompt.model.name == "m.gguf"
     assert not prompt.is_valid
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("load_time_s", float("nan")), ("load_time_s", 0), ("prompt_ns", [float("inf")]), ("generation_ns", [10**9, -1])],
+)
+def test_impossible_times_of_the_first_version_are_refused(field: str, value: Any) -> None:
+    body = {**FIRST_VERSION, "samples": {**FIRST_VERSION["samples"], field: value}}  # type: ignore[dict-item]
+    with pytest.raises(ShapeError, match="times must be above 0"):
+        records.parse(body)
 
 
 def changed(path: str, value: Any) -> str:
