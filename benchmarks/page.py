@@ -17,10 +17,11 @@ body { margin: 0 auto; padding: 2.5rem 1.25rem 4rem; max-width: 76rem; backgroun
 h1 { font-size: 1.7rem; margin: 0 0 .25rem } h2 { font-size: 1.2rem; margin: 2.5rem 0 .5rem }
 p, li { max-width: 72ch } ul { padding-left: 1.1rem } .soft, li { color: var(--soft) }
 .cards, .plots { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 13rem), 1fr)) }
-.plots { grid-template-columns: repeat(auto-fit, minmax(min(100%, 30rem), 1fr)) }
+.plots { grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), 1fr)); align-items: start }
 .card, figure { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 1rem; margin: 0 }
+.card, li, h1, h2 { overflow-wrap: anywhere } figure { padding: .5rem; color: var(--soft) }
 .card b { display: block; font-size: 1.5rem; font-variant-numeric: tabular-nums }
-figure svg { display: block; width: 100%; height: auto }
+figure svg { display: block; width: 100%; max-width: 32rem; height: auto; margin: auto }
 .scroll { overflow-x: auto; border: 1px solid var(--line); border-radius: 10px; background: var(--card) }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums }
 th, td { padding: .45rem .7rem; text-align: left; border-bottom: 1px solid var(--line); white-space: nowrap }
