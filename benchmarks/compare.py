@@ -94,7 +94,10 @@ def _pair(a: Record, b: Record, allowed: set[str]) -> Comparison:
     differs = differing(a, b, allowed)
     if differs:
         return Comparison(a, b, differs, None)
-    speeds = [record.rates or tuple(1e9 / sample.elapsed_ns for sample in record.samples) for record in (a, b)]
+    speeds = [record.rates for record in (a, b)]
+    if any(len(rates) < len(record.samples) for rates, record in zip(speeds, (a, b), strict=True)):
+        # a load has none, nor has a reply that came all at once: then the same of both
+        speeds = [tuple(1e9 / sample.elapsed_ns for sample in record.samples) for record in (a, b)]
     return Comparison(a, b, (), ratio(*speeds))
 
 

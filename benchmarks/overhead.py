@@ -2,10 +2,13 @@
 
     python -m benchmarks.overhead MODEL.gguf [TURNS]
 
-Prints the ratio of the two speeds with its interval. Needs a quiet machine.
+Prints the ratio of the two speeds with its interval, and the processor time that watching takes, which tells more on a
+machine that is not quiet.
 """
 
+import os
 import sys
+import time
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -40,13 +43,21 @@ def times_ns(path: Path, workload: Workload, n_turns: int = N_TURNS) -> tuple[li
     return unwatched, watched
 
 
+def share_of_a_core(seconds: float = 10.0) -> float:
+    """Processor time that watching takes, over the time that goes by."""
+    began_s = time.process_time()
+    with Watch(compute_cpus()) as watch, watch.during(Tally([os.getpid()])):
+        time.sleep(seconds)
+    return (time.process_time() - began_s) / seconds
+
+
 def main() -> None:
     n_turns = int(sys.argv[2]) if len(sys.argv) > 2 else N_TURNS
     found = paired_ratio(*times_ns(Path(sys.argv[1]), Workload(n_generated_tokens=32), n_turns))
     text = (
         f"a watched repetition takes {found.value:.4f} of an unwatched one's time ({found.low:.4f} to {found.high:.4f})"
     )
-    print(text)  # noqa: T201 - a tool of its own
+    print(f"{text}; watching takes {share_of_a_core():.3%} of one core")  # noqa: T201 - a tool of its own
 
 
 if __name__ == "__main__":

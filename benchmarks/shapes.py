@@ -234,12 +234,13 @@ def _describe(writer: GGUFWriter, shape: Shape, file_type: int) -> None:
         writer.add_rope_dimension_count(shape.n_head_dim)
     writer.add_file_type(file_type)
     writer.add_quantization_version(GGML_QUANT_VERSION)
-    # a vocabulary of the true size: every byte, an end, and fillers that no text makes
-    fillers = [f"<filler {i}>" for i in range(shape.n_vocab - 257)]
+    # a vocabulary of the true size: every byte, an end, and words that no text is read as but that show when generated
+    characters = _byte_characters()
+    fillers = [f"{characters[ord(' ')]}w{i}" for i in range(shape.n_vocab - 257)]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list([*_byte_characters(), "<end>", *fillers])
-    writer.add_token_types([*[TokenType.NORMAL] * 256, TokenType.CONTROL, *[TokenType.UNUSED] * len(fillers)])
+    writer.add_token_list([*characters, "<end>", *fillers])
+    writer.add_token_types([*[TokenType.NORMAL] * 256, TokenType.CONTROL, *[TokenType.NORMAL] * len(fillers)])
     writer.add_token_merges(["a b"])
     writer.add_eos_token_id(256)
     writer.add_bos_token_id(256)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from benchmarks.baseline import FILE, SHAPE, TYPE, WORKLOADS, results
-from benchmarks.overhead import times_ns
+from benchmarks.overhead import share_of_a_core, times_ns
 from benchmarks.workload import Workload
 from tests.benchmarks.records import record
 
@@ -44,3 +44,8 @@ def test_the_kept_ratios_are_those_of_the_workloads_that_are_measured() -> None:
 def test_the_cost_of_watching_is_measured_in_equal_turns(demo_model: Path) -> None:
     unwatched, watched = times_ns(demo_model, Workload(n_generated_tokens=4, n_threads=1), n_turns=2)
     assert len(unwatched) == len(watched) == 2
+
+
+def test_watching_takes_next_to_nothing_of_a_core() -> None:
+    """Processor time, not time that goes by: a busy machine does not lengthen it much."""
+    assert 0 < share_of_a_core(2.0) < 0.02

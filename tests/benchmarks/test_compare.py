@@ -11,7 +11,8 @@ from click.testing import CliRunner
 from benchmarks import record as records
 from benchmarks.cli import bench
 from benchmarks.compare import Comparison, compare
-from benchmarks.record import RecordError
+from benchmarks.record import RecordError, Sample
+from benchmarks.workload import Workload
 from tests.benchmarks.records import GENERATION, MODEL, PROMPT, record
 
 TIMES = (10.0, 10.1, 9.9, 10.05, 9.95)
@@ -109,3 +110,12 @@ def test_a_file_with_nothing_to_compare_is_named(tmp_path: Path, is_first: bool,
     with pytest.raises(RecordError, match=said) as caught:
         CliRunner().invoke(bench, ["compare", *map(str, files)], catch_exceptions=False)
     assert caught.value.path == bad
+
+
+def test_replies_that_came_at_once_are_compared_by_their_whole_time() -> None:
+    chat = Workload(n_prompt_tokens=50, n_generated_tokens=101, view="end-to-end")
+    at_once = record(chat, samples=tuple(Sample(10 * 10**9, first_token_ns=10 * 10**9) for _ in range(5)))
+    streamed = record(chat, samples=tuple(Sample(10 * 10**9, first_token_ns=5 * 10**9) for _ in range(5)))
+    (found,) = compare([at_once], [streamed])
+    assert found.ratio is not None
+    assert found.ratio.value == 1

@@ -49,12 +49,17 @@ def test_a_file_is_what_its_layout_says_and_can_be_measured(tmp_path: Path, arch
     assert not {reason.kind for reason in record.reasons} & {"correctness gate failed"}
 
 
-def test_a_synthetic_file_takes_text_too(tmp_path: Path) -> None:
+def test_a_synthetic_file_takes_text_and_shows_each_token(tmp_path: Path) -> None:
     path = tmp_path / "small.gguf"
-    shapes.write(layout(SMALL["qwen2"], "Q4_0"), path)
-    work = Workload(16, 4, view="end-to-end", n_threads=1, n_repetitions=1, n_warmups_max=1)
+    shapes.write(layout(replace(SMALL["qwen2"], n_vocab=20000), "Q4_0"), path)
+    work = Workload(16, 8, view="end-to-end", n_threads=1, n_repetitions=1, n_warmups_max=1)
     (record,) = harness.run([[Job(work, path)]])
-    assert record.samples[0].n_tokens is None  # as many as were asked for
+    (sample,) = record.samples
+    assert sample.n_tokens is None  # as many as were asked for
+    assert sample.first_token_ns is not None
+    assert sample.first_token_ns < sample.elapsed_ns
+    assert len(sample.token_ns) > 4  # a word each, but for the few tokens that are one byte
+    assert record.tokens_per_s is not None
 
 
 def test_the_same_bytes_every_time_and_a_hole_where_nothing_is_read(tmp_path: Path) -> None:
