@@ -157,7 +157,7 @@ def model_file(name: str, type_name: str, folder: Path | None = None) -> Path:
     made = layout(known_shape(name), type_name)
     folder = folder or cache_dir() / "shapes"
     path = folder / f"{made.shape.name}-{made.type}.gguf"
-    if path.exists() and path.stat().st_size == made.n_bytes:
+    if _is_made(path, made):
         return path
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -170,6 +170,15 @@ def model_file(name: str, type_name: str, folder: Path | None = None) -> Path:
     except OSError as error:
         raise OutputError(path, f"cannot be written ({error.strerror})", "set EDGE_CACHE to another folder") from error
     return path
+
+
+def _is_made(path: Path, made: Layout) -> bool:
+    """Is this the file, and not one that an earlier version made?"""
+    try:
+        with path.open("rb") as file:
+            return path.stat().st_size == made.n_bytes and file.read(len(made.head)) == made.head
+    except OSError:
+        return False
 
 
 def write(made: Layout, path: Path) -> None:
@@ -236,7 +245,7 @@ def _describe(writer: GGUFWriter, shape: Shape, file_type: int) -> None:
     writer.add_quantization_version(GGML_QUANT_VERSION)
     # a vocabulary of the true size: every byte, an end, and words that no text is read as but that show when generated
     characters = _byte_characters()
-    fillers = [f"{characters[ord(' ')]}w{i}" for i in range(shape.n_vocab - 257)]
+    fillers = [f"{characters[ord(' ')]}filler_{i}" for i in range(shape.n_vocab - 257)]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
     writer.add_token_list([*characters, "<end>", *fillers])

@@ -76,6 +76,9 @@ def test_a_file_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     path = shapes.model_file("Small-Qwen2", "q4_0", tmp_path)
     changed_ns = path.stat().st_mtime_ns
     assert shapes.model_file("small-qwen2", "Q4_0", tmp_path).stat().st_mtime_ns == changed_ns
+    of_another_version = bytes(8) + path.read_bytes()[8:]
+    path.write_bytes(of_another_version)
+    assert shapes.model_file("small-qwen2", "Q4_0", tmp_path).read_bytes() != of_another_version
     path.write_bytes(b"half")
     assert shapes.model_file("small-qwen2", "Q4_0", tmp_path).stat().st_size > 4
 
