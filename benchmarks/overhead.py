@@ -1,6 +1,6 @@
 """What the harness costs: generation with its sensors watching and without, turn by turn in one child.
 
-    python -m benchmarks.overhead MODEL.gguf [TURNS]
+    python -m benchmarks.overhead MODEL.gguf [--turns N]
 
 Prints the ratio of the two speeds with its interval, and the processor time that watching takes, which tells more on a
 machine that is not quiet.
@@ -11,6 +11,8 @@ import sys
 import time
 from contextlib import nullcontext
 from pathlib import Path
+
+import click
 
 from benchmarks import runner
 from benchmarks.conditions import Tally, Watch
@@ -51,17 +53,21 @@ def share_of_a_core(seconds: float = 10.0) -> float:
     return (time.process_time() - began_s) / seconds
 
 
-def main() -> None:
-    n_turns = int(sys.argv[2]) if len(sys.argv) > 2 else N_TURNS
-    found = paired_ratio(*times_ns(Path(sys.argv[1]), Workload(n_generated_tokens=32), n_turns))
+@click.command(context_settings={"auto_envvar_prefix": "EDGE_OVERHEAD"})
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--turns", "n_turns", type=click.IntRange(1, 10000), default=N_TURNS, show_default=True, metavar="N")
+def main(model: Path, n_turns: int) -> None:
+    """Generate with MODEL, watched and unwatched in turns, and compare."""
+    found = paired_ratio(*times_ns(model, Workload(n_generated_tokens=32), n_turns))
     text = (
         f"a watched repetition takes {found.value:.4f} of an unwatched one's time ({found.low:.4f} to {found.high:.4f})"
     )
-    print(f"{text}; watching takes {share_of_a_core():.3%} of one core")  # noqa: T201 - a tool of its own
+    click.echo(f"{text}; watching takes {share_of_a_core():.3%} of one core")
 
 
 if __name__ == "__main__":
     try:
         main()
     except EdgeError as error:
-        sys.exit(f"Error: {error}")
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)
